@@ -1,0 +1,327 @@
+"""An artifact: a folder that is either complete and described, or not there.
+
+A stage works in a folder beside the final name. Killed, it leaves that folder and finds it
+again; finished, `artifact.json` is written last and the folder is moved into place. The digest
+of an artifact is the SHA-256 of its canonical manifest without `times`, so that equal inputs
+give equal digests however long they took.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from overproof import __version__
+from overproof.core.console import note
+from overproof.core.digest import pretty, sha256_file, sha256_json
+from overproof.core.errors import StageError, TrustError
+
+MANIFEST = "artifact.json"
+FORMAT = "overproof-artifact/1"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """An input that no stage made: a data file, a teacher's weights, the code.
+
+    Attributes:
+        kind: `source`, `teacher` or `code`; where the walk back through a proof may end.
+        name: what a reader calls it.
+        uri: where it came from.
+        sha256: digest of its bytes, 64 hex digits.
+    """
+
+    kind: str
+    name: str
+    uri: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder and its manifest as read."""
+
+    path: Path
+    manifest: Json
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["kind"])
+
+    @property
+    def facts(self) -> Json:
+        """What the stage found out, small and deterministic: counts, losses, verdicts."""
+        return dict(self.manifest["facts"])
+
+    @property
+    def sha256(self) -> str:
+        return manifest_digest(self.manifest)
+
+    def file(self, name: str) -> Path:
+        """Path of one of its files.
+
+        Raises:
+            StageError: the manifest lists no such file.
+        """
+        if name not in {entry["name"] for entry in self.manifest["files"]}:
+            raise StageError(f"artifact {self.path} has no file {name!r}")
+        return self.path / name
+
+
+Input = Artifact | Resource
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical manifest, `times` left out."""
+    return sha256_json({key: value for key, value in manifest.items() if key != "times"})
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Regular files under `folder`, as paths relative to it, sorted by their POSIX name.
+
+    Raises:
+        TrustError: the folder holds a symbolic link or a device, which no manifest can bind.
+    """
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise TrustError(
+                "only regular files can be part of an artifact",
+                details=[f"{path}: a link or device"],
+            )
+        if path.is_file():
+            found.append(path.relative_to(folder))
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def describe(folder: Path) -> list[Json]:
+    """Name, SHA-256 and size of every file under `folder`, the manifest itself left out."""
+    return [
+        {
+            "name": name.as_posix(),
+            "sha256": sha256_file(folder / name),
+            "bytes": (folder / name).stat().st_size,
+        }
+        for name in list_files(folder)
+        if name.as_posix() != MANIFEST
+    ]
+
+
+def load(path: Path) -> Artifact:
+    """Read a finished artifact and compare each file's size with its manifest.
+
+    Digests are compared by `check`; sizes catch a cut file at no cost.
+
+    Raises:
+        StageError: no artifact there, another format, or a file is missing or of another size.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise StageError(f"no artifact at {path}", hint=f"a finished one holds {MANIFEST}")
+    try:
+        manifest = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise StageError(f"{file} is not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise StageError(
+            f"{file} is of another version", details=[f"got {got!r}, wanted {FORMAT!r}"]
+        )
+    for entry in manifest["files"]:
+        target = path / entry["name"]
+        if not target.is_file() or target.stat().st_size != entry["bytes"]:
+            raise StageError(
+                f"artifact {path} is damaged", details=[f"{entry['name']}: missing or cut"]
+            )
+    return Artifact(path, manifest)
+
+
+def check(artifact: Artifact) -> None:
+    """Compare every file with its manifest, by name and digest.
+
+    Raises:
+        TrustError: a file differs, is missing, or is not in the manifest.
+    """
+    wanted = {entry["name"]: entry["sha256"] for entry in artifact.manifest["files"]}
+    got = {entry["name"]: entry["sha256"] for entry in describe(artifact.path)}
+    wrong = [
+        f"{name}: got {got.get(name, 'no file')}, wanted {wanted.get(name, 'no file')}"
+        for name in sorted(wanted.keys() | got.keys())
+        if wanted.get(name) != got.get(name)
+    ]
+    if wrong:
+        raise TrustError(
+            f"{len(wrong)} files of {artifact.path} differ from the manifest", details=wrong
+        )
+
+
+def _input_row(role: str, given: Input) -> Json:
+    if isinstance(given, Artifact):
+        return {"role": role, "kind": given.kind, "name": given.path.name, "sha256": given.sha256}
+    return {
+        "role": role,
+        "kind": given.kind,
+        "name": given.name,
+        "uri": given.uri,
+        "sha256": given.sha256,
+    }
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage's `make` gets: a folder that outlives a kill, and a place for measured times."""
+
+    folder: Path
+    measured: Json
+
+    def scratch(self, name: str) -> Path:
+        """A file or folder that helps to resume and is removed before the manifest is written."""
+        path = self.folder / ".scratch"
+        path.mkdir(exist_ok=True)
+        return path / name
+
+
+def build(
+    store: Path,
+    kind: str,
+    *,
+    inputs: Mapping[str, Input],
+    config: Json,
+    make: Callable[[Work], Json],
+    name: str | None = None,
+) -> Artifact:
+    """Return the artifact of these inputs and this configuration, making it unless it exists.
+
+    1. The key is the digest of kind, inputs, configuration and code version.
+    2. An artifact of that key in its place is returned as it is.
+    3. `make` works in `.NAME.KEY.partial`, which a killed run leaves behind for the next one.
+    4. Files are described, `artifact.json` is written last, the folder is moved into place.
+
+    Args:
+        store: the folder that holds the run's artifacts.
+        kind: what the artifact is, such as `dataset`; also its folder's name unless `name` is given.
+        make: fills the work folder, returns the facts (JSON, deterministic).
+
+    Raises:
+        StageError: the disk is full or the folder cannot be written.
+    """
+    name = name or kind
+    rows = [_input_row(role, given) for role, given in sorted(inputs.items())]
+    # 1.
+    identity: Json = {
+        "format": FORMAT,
+        "kind": kind,
+        "inputs": rows,
+        "config": config,
+        "config_sha256": sha256_json(config),
+        "code": {"name": "overproof", "version": __version__},
+    }
+    key = sha256_json(identity)
+    final = store / name
+    # 2.
+    found = _existing(final, identity)
+    if found is not None:
+        note(f"{name}: kept from an earlier run")
+        return found
+    # 3.
+    partial = store / f".{name}.{key[:16]}.partial"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        started = datetime.now(UTC)
+        work = Work(partial, {})
+        if not (partial / MANIFEST).is_file():
+            facts = make(work)
+            # 4.
+            shutil.rmtree(partial / ".scratch", ignore_errors=True)
+            finished = datetime.now(UTC)
+            manifest = {
+                **identity,
+                "facts": facts,
+                "files": describe(partial),
+                "times": {
+                    "started": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    "finished": finished.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    "seconds": round((finished - started).total_seconds(), 3),
+                    "measured": work.measured,
+                },
+            }
+            write_atomic(partial / MANIFEST, pretty(manifest).encode())
+        _move_into_place(partial, final)
+    except OSError as error:
+        raise disk_error(error, store) from error
+    return load(final)
+
+
+def disk_error(error: OSError, where: Path) -> StageError:
+    """An `OSError` in words: what to do about a full disk or a folder that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageError(
+            f"the disk is full under {where}",
+            hint="free some space and run the same command again: finished work is kept",
+        )
+    return StageError(
+        f"cannot write under {where}: {error.strerror or error}", details=[str(error)]
+    )
+
+
+def _existing(final: Path, identity: Json) -> Artifact | None:
+    try:
+        found = load(final)
+    except StageError:
+        return None
+    return found if all(found.manifest.get(k) == v for k, v in identity.items()) else None
+
+
+def _move_into_place(partial: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(partial, final)
+    shutil.rmtree(old, ignore_errors=True)
+    for stale in final.parent.glob(f".{final.name}.*.partial"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside the final name, flush to disk, move into place: all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for one run; the lock goes with the process, however it ends.
+
+    Raises:
+        StageError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            raise StageError(
+                f"another run is working in {folder}",
+                details=[f"process {stream.read().strip() or 'unknown'}"],
+                hint="wait for it, or give this run another folder with --out",
+            ) from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield

@@ -1,0 +1,241 @@
+"""The recipe: one YAML file, validated by frozen models, unknown keys refused by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from overproof.core.errors import UsageError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where the prompts come from and what is demanded of them."""
+
+    train: str = Field(
+        description="JSONL or Parquet file; relative to the recipe, then to the project"
+    )
+    heldout: str = Field(description="the same for the held-out split, never trained on")
+    licence: str | None = Field(None, description="SPDX expression for records that name none")
+    origin: str | None = Field(None, description="origin for records that name none")
+    personal_data: Literal["reject", "warn"] = Field("reject", description="what a finding does")
+    max_record_bytes: Positive = Field(65_536, description="longest canonical record, bytes")
+
+
+class TeacherConfig(Section):
+    """The model to learn from."""
+
+    model: str = Field(description="builtin:NAME, a local folder, a hub name, or a .gguf file")
+    channel: Literal["weights", "api"] = "weights"
+    system: str | None = Field(None, description="system message put before every prompt")
+
+
+class SampleConfig(Section):
+    """How the teacher's answers are drawn."""
+
+    prompts: Positive = Field(description="training prompts to answer, drawn by seed")
+    heldout_prompts: Positive = 200
+    temperature: float = Field(0.7, gt=0.0)
+    top_p: Fraction = 1.0
+    max_new_tokens: Positive = 96
+    batch: Positive = Field(64, description="rows decoded together")
+
+
+class SignalConfig(Section):
+    """What is kept of the teacher's distribution at each position."""
+
+    top_k: Positive = Field(
+        32, description="log-probabilities kept a position; the rest is the tail"
+    )
+
+
+class StudentConfig(Section):
+    """The shape of the flash model, cut from the teacher."""
+
+    name: str = Field(description="name of the released model; terms may demand a prefix")
+    layers: Positive
+    vocabulary: Positive = Field(description="tokens kept, byte fallback included")
+    importance: Literal["greedy-kl", "angular", "even"] = Field(
+        "greedy-kl", description="how the layers to drop are chosen"
+    )
+    calibration_tokens: Positive = Field(
+        1024, description="teacher text used to measure importance"
+    )
+
+
+class TrainConfig(Section):
+    """How the student learns."""
+
+    steps: Positive
+    sequences: Positive = Field(8, description="packed sequences a step")
+    sequence_length: Positive = Field(256, description="tokens a packed sequence")
+    learning_rate: float = Field(1e-3, gt=0.0)
+    warmup: Fraction = Field(0.05, description="fraction of the steps")
+    decay: Fraction = Field(0.5, description="fraction of the steps, linear to zero at the end")
+    weight_decay: float = Field(0.0, ge=0.0)
+    clip: float = Field(1.0, gt=0.0, description="largest gradient norm")
+    temperature: float = Field(1.0, gt=0.0, description="of the divergence, on both sides")
+    checkpoint_seconds: Positive = Field(60, description="at most this much work is lost to a kill")
+    control: bool = Field(True, description="train the control arm too: cross-entropy, equal steps")
+
+
+class EvaluateConfig(Section):
+    """What is measured on the held-out prompts."""
+
+    bootstrap: Positive = Field(1000, description="resamples of the held-out prompts")
+    confidence: Fraction = 0.95
+    answers: Positive = Field(6, description="side-by-side answers shown in the report")
+
+
+class ExportConfig(Section):
+    """Which builds are made, and how far each may differ from the trained model."""
+
+    targets: tuple[Literal["gguf-q8_0", "gguf-f16"], ...] = ("gguf-q8_0", "gguf-f16")
+    max_kl: float = Field(0.02, gt=0.0, description="mean KL(model||build) allowed, nats per token")
+    min_agreement: Fraction = Field(0.95, description="top-1 agreement demanded")
+
+
+class Recipe(Section):
+    """One distillation, from records to release."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig
+    teacher: TeacherConfig
+    sample: SampleConfig
+    signals: SignalConfig = SignalConfig()
+    student: StudentConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+
+
+def resource_folders() -> list[Path]:
+    """Folders that hold `recipes/` and `datasets/`: the installed package, then the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return [package / "share", package.parents[1]]
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by the name of one that ships with Overproof.
+
+    Raises:
+        UsageError: there is none; the message lists those that exist.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        if path.is_file():
+            return path
+        raise UsageError(f"no recipe at {path}")
+    known: dict[str, Path] = {}
+    for folder in reversed(resource_folders()):
+        known |= {file.stem: file for file in sorted((folder / "recipes").glob("*.yaml"))}
+    if name in known:
+        return known[name]
+    raise UsageError(
+        f"no recipe named {name!r}",
+        details=[f"known: {', '.join(sorted(known)) or 'none'}"],
+        hint=_nearest(name, known) or "give a path to a .yaml file",
+    )
+
+
+def find_data(name: str, recipe: Path | None) -> Path:
+    """A data file: as given, beside the recipe, or among those that ship with Overproof.
+
+    Raises:
+        UsageError: there is none; the message lists the places that were tried.
+    """
+    bases = [Path(), *([recipe.parent] if recipe else []), *resource_folders()]
+    tried = [base / name for base in bases]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise UsageError(f"no data file {name!r}", details=[f"tried {path}" for path in tried])
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=value` texts; values are read as YAML.
+
+    Raises:
+        UsageError: no YAML, an unknown key (the nearest known one is named), a wrong value.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML", details=str(error).splitlines()) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} holds {type(raw).__name__}, wanted a mapping of sections")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, path) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(f"--set {override!r} has no value", hint="write it as section.field=value")
+    node = raw
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UsageError(f"--set {override!r}: {part!r} is no section")
+    try:
+        node[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override!r}: the value is not YAML") from error
+
+
+def _explain(error: ValidationError, path: Path) -> UsageError:
+    lines, hint = [], None
+    for row in error.errors():
+        place = ".".join(str(part) for part in row["loc"])
+        if row["type"] == "extra_forbidden":
+            lines.append(f"{place}: unknown key")
+            hint = hint or _nearest(str(row["loc"][-1]), _known_keys(row["loc"][:-1]))
+        elif row["type"] == "missing":
+            lines.append(f"{place}: missing")
+        else:
+            lines.append(f"{place}: got {row['input']!r}; {row['msg'][0].lower()}{row['msg'][1:]}")
+    return UsageError(
+        f"recipe {path} is not valid",
+        details=lines,
+        hint=hint or "overproof distill --print-schema lists every key",
+    )
+
+
+def _known_keys(place: Iterable[str | int]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in place:
+        found = model.model_fields[str(part)].annotation
+        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+            return []
+        model = found
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else None
