@@ -56,6 +56,7 @@ class Artifact:
 
     @property
     def kind(self) -> str:
+        """What it is: `dataset`, `signals`, `student`, ..."""
         return str(self.manifest["kind"])
 
     @property
@@ -65,6 +66,7 @@ class Artifact:
 
     @property
     def sha256(self) -> str:
+        """The manifest digest, which binds every file, input and setting."""
         return manifest_digest(self.manifest)
 
     def file(self, name: str) -> Path:
@@ -209,7 +211,7 @@ def build(
 
     Args:
         store: the folder that holds the run's artifacts.
-        kind: what the artifact is, such as `dataset`; also its folder's name unless `name` is given.
+        kind: what the artifact is, such as `dataset`; also its folder's name by default.
         make: fills the work folder, returns the facts (JSON, deterministic).
 
     Raises:
@@ -286,8 +288,8 @@ def _move_into_place(partial: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        os.rename(final, old)
-    os.rename(partial, final)
+        final.rename(old)
+    partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     for stale in final.parent.glob(f".{final.name}.*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -300,7 +302,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 @contextmanager

@@ -70,5 +70,6 @@ class TrustError(OverproofError):
         self.step = step
 
     def render(self) -> str:
+        """The message with the number of the failed step in front."""
         text = super().render()
         return text.replace("error: ", f"error: step {self.step}: ", 1) if self.step else text
