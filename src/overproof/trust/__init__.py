@@ -1,0 +1,1 @@
+"""Keys, statements, the log and their verification. Base install only: no torch, no network."""
