@@ -116,7 +116,7 @@ def read_patterns(industry: str) -> dict[str, list[Pattern]]:
 
 def typo(text: str, rng: Random) -> str:
     """Swap two inner letters of one longer word, as fast fingers do."""
-    words = [match for match in re.finditer(r"[a-z]{5,}", text)]
+    words = list(re.finditer(r"[a-z]{5,}", text))
     if not words:
         return text
     word = rng.choice(words)
