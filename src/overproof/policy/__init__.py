@@ -1,0 +1,1 @@
+"""What may be learned from whom: licences, teachers' terms, obligations, and the gate."""

@@ -1,0 +1,69 @@
+"""From a model's name to a row: one spelling, then globs, the most specific first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+BUILTIN = "builtin:"
+HUB = "https://huggingface.co/"
+# The hub's cache keeps a model as models--OWNER--NAME/snapshots/REVISION.
+CACHE_FOLDER = re.compile(r"models--([^/]+?)--([^/]+)")
+BRACKET = re.compile(r"\[[^\]]*\]")
+
+
+def normalise(name: str) -> str:
+    """One spelling for a name, path or tag: lower case, `-` between the parts.
+
+    `meta-llama/Llama_3.1`, `llama3.1:8b` and `./models/Llama-3.1-8B/` all lose what
+    differs by habit only.
+    """
+    text = name.strip().removeprefix(BUILTIN).removeprefix(HUB).replace("\\", "/").rstrip("/")
+    if found := CACHE_FOLDER.search(text):
+        text = f"{found[1]}/{found[2]}"
+    return re.sub(r"[_:\s]+", "-", text).lower()
+
+
+def forms(name: str) -> tuple[str, ...]:
+    """The spellings that patterns are tried on: `owner/name` (the last two parts), then `name`."""
+    parts = [part for part in normalise(name).split("/") if part not in ("", ".", "..")]
+    return tuple(dict.fromkeys(["/".join(parts[-2:]), *parts[-1:]]))
+
+
+def display(name: str) -> str:
+    """How a released file names the teacher: a hub name as it is, a path without its folders."""
+    text = name.strip().removeprefix(BUILTIN).removeprefix(HUB).rstrip("/\\")
+    return text if owner(name) else re.split(r"[/\\]", text)[-1]
+
+
+def owner(name: str) -> str | None:
+    """Who a hub name belongs to, lower case; None for paths, files and bare names."""
+    text = name.strip().removeprefix(HUB)
+    looks_like_path = text.startswith((".", "/", "~")) or text.endswith((".gguf", "/"))
+    if looks_like_path or text.count("/") != 1:
+        return None
+    return text.split("/")[0].lower()
+
+
+def is_pattern(pattern: str) -> bool:
+    """Whether a glob can match a normalised name and says more than "anything"."""
+    return bool(weight(pattern)) and normalise(pattern) == pattern
+
+
+def weight(pattern: str) -> int:
+    """How specific a glob is: the characters that it fixes; `[0-9]` counts as one."""
+    return len(re.sub(r"[*?]", "", BRACKET.sub("x", pattern)))
+
+
+def score(patterns: Iterable[str], name: str) -> int:
+    """Weight of the most specific pattern that matches the name; 0 if none does."""
+    spellings = forms(name)
+    return max(
+        (
+            weight(pattern)
+            for pattern in patterns
+            if any(fnmatchcase(spelling, pattern) for spelling in spellings)
+        ),
+        default=0,
+    )
