@@ -30,6 +30,10 @@ BASE = {
 }
 
 
+def duty(kind: str, value: str) -> dict:
+    return {"id": "a", "kind": kind, "value": value}
+
+
 def write(folder: Path, *rows: dict, name: str = "acme.yaml") -> Path:
     (folder / name).write_text(yaml.safe_dump({"vendor": "Acme", "rows": list(rows)}))
     return folder
@@ -71,13 +75,13 @@ def test_a_row_without_a_needed_field_is_refused_by_name(tmp_path, field) -> Non
         ({"verdict": "allow_with"}, "at least one obligation"),
         ({"licence": "Apache 2.0"}, "not a known licence"),
         ({"colour": "red"}, "colour"),
-        ({"verdict": "allow", "obligations": [{"id": "a", "kind": "name_prefix", "value": "A"}]}, "write allow_with"),
-        ({"obligations": [{"id": "a", "kind": "user_limit", "value": "many"}]}, "number of users"),
-        ({"obligations": [{"id": "a", "kind": "license_copy", "value": "nonsense"}]}, "not a known licence"),
-        ({"obligations": [{"id": "a", "kind": "dance", "value": "x"}]}, "obligations.0.kind"),
-        ({"obligations": [{"id": "a", "kind": "notice", "value": v} for v in "xy"]}, "two obligations"),
+        ({"verdict": "allow", "obligations": [duty("name_prefix", "A")]}, "write allow_with"),
+        ({"obligations": [duty("user_limit", "many")]}, "number of users"),
+        ({"obligations": [duty("license_copy", "nonsense")]}, "not a known licence"),
+        ({"obligations": [duty("dance", "x")]}, "obligations.0.kind"),
+        ({"obligations": [duty("notice", v) for v in "xy"]}, "two obligations"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_row_is_refused_with_the_reason(tmp_path, change, reason) -> None:
     with pytest.raises(UsageError) as error:
         load_rows(write(tmp_path, {**BASE, **change}))
