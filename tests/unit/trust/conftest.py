@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trust_release
+
+
+@pytest.fixture(scope="session")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> trust_release.Synthetic:
+    """A signed release that verifies; copy it before you change it."""
+    made = trust_release.make(tmp_path_factory.mktemp("sealed"))
+    made.attest()
+    return made
+
+
+@pytest.fixture
+def release(sealed: trust_release.Synthetic, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return trust_release.copy(sealed.release, tmp_path / "release")
