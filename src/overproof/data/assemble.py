@@ -18,7 +18,7 @@ from overproof.data import dataset
 from overproof.data.checks import duplicates
 from overproof.data.judge import Accepted, Judge, Rejection
 from overproof.data.keys import open_keys
-from overproof.data.read import Line, Source
+from overproof.data.lines import Line, Source
 from overproof.data.records import MATCHING, RecordError
 from overproof.data.spool import Entry, Spool
 from overproof.trust.merkle import SortedTree
@@ -85,7 +85,7 @@ class Assembly:
         unreadable: list[str] = []
         for line in self._metered():
             self.records += 1
-            raw = line.raw.as_json()
+            raw = line.raw.to_json()
             verdict = self._verdict(line)
             if isinstance(verdict, Accepted):
                 spool.add(Entry(verdict.key, verdict.line, line.number, canonical(raw)))
@@ -122,7 +122,7 @@ class Assembly:
         self, rejected: BinaryIO, number: int, verdict: Rejection, raw: dict[str, Any]
     ) -> None:
         self.reasons[verdict.reason] += 1
-        rejected.write(canonical({"line": number, **verdict.as_json(), **raw}) + b"\n")
+        rejected.write(canonical({"line": number, **verdict.to_json(), **raw}) + b"\n")
 
     def _name(self, row: dict[str, Any]) -> None:
         for field_name in ("licence", "origin", "creator"):
@@ -145,7 +145,7 @@ class Assembly:
     def _certificate(self, tree: dict[str, Any]) -> dict[str, Any]:
         found = self.judge.found
         checks = [
-            {**rule.as_json(), "findings": dict(found.get(rule.check.name, {}))}
+            {**rule.to_json(), "findings": dict(found.get(rule.check.name, {}))}
             for rule in self.judge.rules
         ]
         twice = self.reasons[f"{duplicates.NAME}:exact"]

@@ -52,7 +52,7 @@ class Row:
         """
         row: dict[str, Any] = {
             "key": self.key,
-            "record": self.record.as_json(),
+            "record": self.record.to_json(),
             "licence": self.licence,
             "origin": self.origin,
             "creator": self.creator,

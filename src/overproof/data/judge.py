@@ -33,7 +33,7 @@ class Rule:
     check: Check
     action: Action
 
-    def as_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str]:
         """Name, version and action."""
         return {"name": self.check.name, "version": self.check.version, "action": self.action}
 
@@ -52,7 +52,7 @@ class Rejection:
     detail: str
     findings: tuple[Mapping[str, Any], ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For a row of `rejected.jsonl`."""
         row: dict[str, Any] = {"reason": self.reason, "detail": self.detail}
         if self.findings:
@@ -114,7 +114,7 @@ class Judge:
             return _rejection(bad, noted)
         # 4.
         key = candidate.key.hex()
-        row = Row(key, record, licence, origin, creator, _extra(value), _as_json(noted))
+        row = Row(key, record, licence, origin, creator, _extra(value), _to_json(noted))
         try:
             return Accepted(key, row.to_line())
         except UsageError as error:
@@ -152,11 +152,11 @@ class Judge:
 def _rejection(bad: Sequence[Named], noted: Sequence[Named]) -> Rejection:
     name, first = bad[0]
     more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return Rejection(f"{name}:{first.kind}", f"{first}{more}", _as_json([*bad, *noted]))
+    return Rejection(f"{name}:{first.kind}", f"{first}{more}", _to_json([*bad, *noted]))
 
 
-def _as_json(findings: Sequence[Named]) -> tuple[Mapping[str, Any], ...]:
-    return tuple({"check": name, **finding.as_json()} for name, finding in findings)
+def _to_json(findings: Sequence[Named]) -> tuple[Mapping[str, Any], ...]:
+    return tuple({"check": name, **finding.to_json()} for name, finding in findings)
 
 
 def _optional_text(value: Mapping[str, Any], name: str) -> str | None:

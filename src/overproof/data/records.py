@@ -57,7 +57,7 @@ class Record:
     messages: tuple[Message, ...] = ()
     text: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The record as it stands in a certified data set, its text as read."""
         if self.text is not None:
             return {"text": self.text}

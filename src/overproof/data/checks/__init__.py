@@ -39,7 +39,7 @@ class Finding:
     start: int
     end: int
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For a row of a data set."""
         return {"kind": self.kind, "part": self.part, "start": self.start, "end": self.end}
 

@@ -33,7 +33,7 @@ _MOJIBAKE = re.compile(
     f"[\xc2\xc3][{_CONTINUED}]"  # two bytes: accented letters, no-break space
     f"|\xe2[\x80\u20ac][{_CONTINUED}]"  # three bytes: quotation marks, dashes, ellipsis
     f"|\xef\xbb\xbf|\xef\xbf\xbd"  # byte order mark, replacement character
-    f"|(?:[\xe3-\xe9][{_CONTINUED}]{{2}}){{2}}"  # two in a row: Chinese, Japanese, Korean
+    f"|(?:[\xe3-\xed][{_CONTINUED}]{{2}}){{2}}"  # two in a row: Chinese, Japanese, Korean
     f"|\xf0[\x9f\u0178][{_CONTINUED}]{{2}}"  # four bytes: emoji
 )
 

@@ -51,6 +51,8 @@ _CARD_ISSUER = re.compile(
 PHONE_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "IN", "CN")
 MIN_PHONE_DIGITS = 7  # fewer are no full number in any of these countries
 _PHONE_LIKE = re.compile(r"\+?\(?\d(?:[\s().\-/\u2010-\u2015]{0,3}\d){6,}")
+# Digits with a plus sign or in groups: bare digits are a number like any other.
+_GROUPED = re.compile(r"\+|\d[\s().\-/\u2010-\u2015]{1,3}\d")
 _PHONE_CUE = re.compile(
     r"\b(?:call|phone|t[eé]l|mobile?|m[oó]vil|cell|text|ring|reach|whats ?app|fax|sms|handy|dial"
     r"|contact|ruf|appel|portable|ll[aá]m)",
@@ -155,36 +157,45 @@ def _cards(text: str) -> Iterator[Span]:
 
 
 def _phones(text: str) -> Iterator[Span]:
-    """Telephone numbers of persons, free and premium lines left out.
+    """Telephone numbers of persons, in any of three writings:
 
-    1. Written internationally: valid anywhere.
-    2. Written nationally after a word such as "call": valid in one of the regions.
-    3. Written nationally without one: grouped exactly as that country groups its numbers, not
-       bare digits, and no word such as "order" before it.
+    1. internationally: valid anywhere;
+    2. nationally after a word such as "call": valid in one of the regions;
+    3. nationally without one: grouped exactly as that country groups its numbers, not bare
+       digits, and no word such as "order" before it.
+
+    Free and premium lines are left out, and so is what would be one in another region.
     """
-    # 1.
-    yield from _matches(text, None, Leniency.VALID)
-    for region in PHONE_REGIONS:
-        # 2.
-        if _PHONE_CUE.search(text):
-            for span in _matches(text, region, Leniency.VALID):
-                if _PHONE_CUE.search(_before(text, span)):
-                    yield span
-        # 3.
-        for span in _matches(text, region, Leniency.EXACT_GROUPING):
-            bare = text[span[1] : span[2]].isdigit()
-            if not bare and not _NOT_PHONE_CUE.search(_before(text, span)):
-                yield span
+    cued = bool(_PHONE_CUE.search(text))
+    if not cued and not _GROUPED.search(text):
+        return
+    found: list[tuple[int, int]] = []
+    firms: list[tuple[int, int]] = []
+    for region in (None, *PHONE_REGIONS):
+        for match in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
+            span = (match.start, match.end)
+            exact = region is not None and _is_exactly_grouped(match.raw_string, region)
+            if phonenumbers.number_type(match.number) in _BUSINESS_LINES:
+                firms += [span] if region is None or exact else []
+            elif region is None or _is_personal(text, span, cued=cued, exact=exact):
+                found.append(span)
+    for start, end in found:
+        if all(end <= other[0] or start >= other[1] for other in firms):
+            yield "phone", start, end
 
 
-def _matches(text: str, region: str | None, leniency: int) -> Iterator[Span]:
-    for match in PhoneNumberMatcher(text, region, leniency=leniency):
-        if phonenumbers.number_type(match.number) not in _BUSINESS_LINES:
-            yield "phone", match.start, match.end
+def _is_personal(text: str, span: tuple[int, int], *, cued: bool, exact: bool) -> bool:
+    before = text[max(0, span[0] - CUE_CHARACTERS) : span[0]]
+    # 2.
+    if cued and _PHONE_CUE.search(before):
+        return True
+    # 3.
+    bare = text[span[0] : span[1]].isdigit()
+    return exact and not bare and not _NOT_PHONE_CUE.search(before)
 
 
-def _before(text: str, span: Span) -> str:
-    return text[max(0, span[1] - CUE_CHARACTERS) : span[1]]
+def _is_exactly_grouped(number: str, region: str) -> bool:
+    return PhoneNumberMatcher(number, region, leniency=Leniency.EXACT_GROUPING).has_next()
 
 
 def _secrets(text: str) -> Iterator[Span]:
