@@ -33,6 +33,7 @@ _RESERVED_DOMAIN = re.compile(
     r"(?:^|\.)(?:example(?:\.(?:com|org|net))?|test|invalid|localhost)$", re.IGNORECASE
 )
 
+MIN_ID_DIGITS = 4  # an Indian PAN has four, every other number more
 # -- IBAN and payment cards -------------------------------------------------------------------
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}")
 IBAN_CHARACTERS = range(15, 35)  # shortest (Norway) and longest allowed (ISO 13616)
@@ -49,7 +50,7 @@ _CARD_ISSUER = re.compile(
 # -- telephone --------------------------------------------------------------------------------
 # Countries whose national writing is tried; a number with + or 00 is recognised for any country.
 PHONE_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "IN", "CN")
-MIN_PHONE_DIGITS = 7  # fewer are no full number in any of these countries
+# Seven digits at least: fewer are no full number in any of these countries.
 _PHONE_LIKE = re.compile(r"\+?\(?\d(?:[\s().\-/\u2010-\u2015]{0,3}\d){6,}")
 # Digits with a plus sign or in groups: bare digits are a number like any other.
 _GROUPED = re.compile(r"\+|\d[\s().\-/\u2010-\u2015]{1,3}\d")
@@ -118,7 +119,7 @@ def find(text: str) -> list[Span]:
         _keep(found, _secrets(text))
     if "@" in text:
         _keep(found, _emails(text))
-    if sum(map(text.count, "0123456789")) >= MIN_PHONE_DIGITS:
+    if sum(map(text.count, "0123456789")) >= MIN_ID_DIGITS:
         _keep(found, _ibans(text))
         _keep(found, _cards(text))
         _keep(found, national.find(text))
