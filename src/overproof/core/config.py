@@ -50,8 +50,9 @@ class SampleConfig(Section):
     heldout_prompts: Positive = 200
     temperature: float = Field(0.7, gt=0.0)
     top_p: Fraction = 1.0
+    top_k: Positive = Field(64, description="draw from this many most likely tokens")
     max_new_tokens: Positive = 96
-    batch: Positive = Field(64, description="rows decoded together")
+    batch: Positive = Field(96, description="rows decoded together by each core")
 
 
 class SignalConfig(Section):

@@ -1,0 +1,1 @@
+"""The flash model: its vocabulary, its shape, its losses, its training."""

@@ -1,0 +1,127 @@
+"""Divergences between teacher and student, in a form that never holds (tokens, vocabulary).
+
+Shape suffixes: N positions, C positions of one chunk, D model width, V student vocabulary,
+K kept teacher tokens a position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_POSITIONS = 512  # a chunk's logits stay near the cache: 512 x 6,144 in fp32 is 12 MB
+
+
+def bucket_kl(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward KL on K + 1 classes: the kept tokens, and one bucket for all others.
+
+    The tail bucket makes the truncated sum a KL divergence again: without it the sum can be
+    negative and pushes the student's mass out of the kept tokens (docs/papers.md, "tail bucket").
+    Each class adds p log(p/q) - p + q, which is never negative; the p and q sum to one, so the
+    added terms cancel over the classes. With K = V the bucket is empty and this is the dense KL.
+
+    Args:
+        logits_CV: the student's logits, fp32 or fp64.
+        ids_CK: kept token ids. Those with a probability above 0 are distinct within a row;
+            entries of probability 0 are filler and belong to the bucket.
+        probs_CK: the teacher's probabilities of them; what is missing to 1 is the tail.
+
+    Returns:
+        the divergence of each position in nats, shape (C,), and its gradient by logits_CV.
+    """
+    log_q_CV = torch.log_softmax(logits_CV, dim=-1)
+    q_CV = log_q_CV.exp()
+    log_q_CK = log_q_CV.gather(-1, ids_CK)
+    kept_CK = (probs_CK > 0).to(q_CV.dtype)
+    tail_p_C = (1.0 - probs_CK.sum(-1)).clamp_min(0.0)
+    # The tail's mass is summed over the other tokens: 1 - sum(kept) would lose all its digits.
+    rest_CV = q_CV.scatter_add(-1, ids_CK, -q_CV.gather(-1, ids_CK) * kept_CK)
+    tail_q_C = rest_CV.sum(-1)
+    tiny = torch.finfo(q_CV.dtype).tiny
+    loss_C = (_class_term(probs_CK, log_q_CK) * kept_CK).sum(-1)
+    loss_C = loss_C + _class_term(tail_p_C, tail_q_C.clamp_min(tiny).log())
+    # d/dz: q minus p on the kept tokens; on the others q minus their share of the tail's p.
+    ratio_C = tail_p_C / tail_q_C.clamp_min(tiny)
+    grad_CV = q_CV - rest_CV.mul_(ratio_C.unsqueeze(-1))
+    grad_CV.scatter_add_(-1, ids_CK, -probs_CK)
+    return loss_C, grad_CV
+
+
+def _class_term(p: Tensor, log_q: Tensor) -> Tensor:
+    """One class's share, p log(p/q) - p + q: at least 0, and q where p is 0."""
+    return torch.xlogy(p, p) - p * log_q - p + log_q.exp()
+
+
+class _ChunkedBucketKl(torch.autograd.Function):
+    """Mean weighted divergence from hidden states, with gradients made chunk by chunk.
+
+    The gradients are computed in the forward pass, while a chunk's logits are at hand, so the
+    head is multiplied three times a chunk and never again (the scheme of Liger's fused linear
+    losses, arXiv 2410.10989, section 3.2).
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, ids_NK: Tensor, probs_NK: Tensor,
+        weight_N: Tensor, compute: torch.dtype,
+    ) -> Tensor:
+        head = head_VD.to(compute)
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_head_VD = torch.zeros_like(head_VD)
+        total = hidden_ND.new_zeros((), dtype=torch.float64)
+        precise = torch.promote_types(torch.float32, hidden_ND.dtype)
+        for start in range(0, hidden_ND.shape[0], CHUNK_POSITIONS):
+            part = slice(start, start + CHUNK_POSITIONS)
+            hidden_CD = hidden_ND[part].to(compute)
+            weight_C = weight_N[part].to(precise)
+            logits_CV = (hidden_CD @ head.T).to(precise)
+            loss_C, grad_CV = bucket_kl(logits_CV, ids_NK[part], probs_NK[part].to(precise))
+            total += (loss_C * weight_C).sum().double()
+            grad = grad_CV.mul_(weight_C.unsqueeze(-1)).to(compute)
+            grad_hidden_ND[part] = (grad @ head).to(hidden_ND.dtype)
+            grad_head_VD += (grad.T @ hidden_CD).to(head_VD.dtype)
+        ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
+        return total.to(precise)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
+        return (
+            grad_hidden_ND * grad.to(grad_hidden_ND.dtype),
+            grad_head_VD * grad.to(grad_head_VD.dtype),
+            None, None, None, None,
+        )
+
+
+def chunked_bucket_kl(
+    hidden_ND: Tensor, head_VD: Tensor, ids_NK: Tensor, probs_NK: Tensor, weight_N: Tensor,
+    *, compute: torch.dtype = torch.float32,
+) -> Tensor:
+    """Weighted sum of `bucket_kl` over positions, from hidden states and the head's weights.
+
+    Args:
+        hidden_ND: the student's last hidden states at the positions.
+        head_VD: the output embedding.
+        ids_NK, probs_NK: the teacher's kept tokens and probabilities, see `bucket_kl`.
+        weight_N: weight of each position; give 1/positions-of-the-step for a mean that does
+            not depend on how the step is split into micro-batches.
+        compute: type of the matrix products; bf16 where the CPU has the instructions.
+
+    Returns:
+        a scalar, nats per token if the weights sum to one.
+    """
+    result: Tensor = _ChunkedBucketKl.apply(
+        hidden_ND, head_VD, ids_NK, probs_NK, weight_N, compute
+    )
+    return result
+
+
+def one_hot(targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The signal of plain text: all mass on the next token, so that KL is cross-entropy.
+
+    Returns:
+        ids (N, 1) and probabilities (N, 1), as `bucket_kl` takes them.
+    """
+    return targets_N.unsqueeze(-1), torch.ones(targets_N.shape[0], 1)

@@ -1,0 +1,157 @@
+"""Trimming a byte-level BPE vocabulary to a task, so that any text can still be written.
+
+A head of 49,152 tokens costs about twice the training step of one of 8,192 in a student of 30M
+parameters, and a tenth of its memory. The trimmed tokenizer keeps all 256 bytes, so every input
+has an encoding, and it is closed under merges, so that a text whose tokens are all kept is
+encoded exactly as the teacher encodes it.
+
+Shape suffixes: U teacher vocabulary, V student vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+
+from overproof.core.errors import StageError, UsageError
+
+Ints = NDArray[np.int64]
+ABSENT = -1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The student's vocabulary and how it hangs together with the teacher's.
+
+    Attributes:
+        tokenizer: the trimmed tokenizer.
+        teacher_ids_V: the teacher's id of each student token; -1 for a byte that it lacks.
+        student_ids_U: for each teacher token the student token that its text begins with: the
+            same token where it is kept, else the first piece of its encoding. The teacher's
+            distribution mapped this way is its distribution over what the student says next.
+        kept_U: whether the teacher's token is kept whole.
+    """
+
+    tokenizer: Tokenizer
+    teacher_ids_V: Ints
+    student_ids_U: Ints
+    kept_U: NDArray[np.bool_]
+
+    @property
+    def size(self) -> int:
+        """Number of student tokens."""
+        return len(self.teacher_ids_V)
+
+
+def trim(tokenizer: Tokenizer, mass_U: NDArray[np.float64], size: int, keep: Iterable[str]) -> Vocabulary:
+    """Keep the tokens that carry the most of the teacher's probability.
+
+    1. Keep the control tokens in `keep` and the 256 bytes.
+    2. Add tokens by falling mass, each with the tokens that its merges pass through, until full.
+    3. Number them in the teacher's order; keep the merges whose parts and result are all kept.
+    4. Map every teacher token to the student token that its text begins with.
+
+    Args:
+        tokenizer: the teacher's, byte-level BPE.
+        mass_U: the probability that the teacher gives each token on the task, any scale.
+        size: tokens wanted.
+        keep: control tokens that must stay (end of turn, start of turn).
+
+    Raises:
+        StageError: the tokenizer is no byte-level BPE.
+        UsageError: the size has no room for step 1.
+    """
+    state = _byte_level_state(tokenizer)
+    ids: dict[str, int] = state["model"]["vocab"] | {
+        row["content"]: row["id"] for row in state["added_tokens"]
+    }
+    parents = {left + right: (left, right) for left, right in state["model"]["merges"]}
+    control = sorted(set(keep), key=lambda text: ids[text])
+    # 1.
+    kept = dict.fromkeys([*control, *sorted(ByteLevel.alphabet())])
+    if size < len(kept):
+        raise UsageError(
+            f"student.vocabulary is {size}", details=[f"bytes and control tokens need {len(kept)}"]
+        )
+    # 2.
+    texts = {number: text for text, number in ids.items()}
+    special = {row["content"] for row in state["added_tokens"]}
+    for number in np.argsort(-mass_U, kind="stable"):
+        text = texts.get(int(number))
+        if text is None or text in kept or text in special:
+            continue
+        chain = [part for part in _derivation(text, parents) if part not in kept]
+        if len(kept) + len(chain) > size:
+            break
+        kept |= dict.fromkeys(chain)
+    # 3.
+    order = sorted(kept, key=lambda text: ids.get(text, len(ids)))
+    student = _rebuild(state, order, control)
+    teacher_ids = np.array([ids.get(text, ABSENT) for text in order])
+    # 4.
+    kept_U = np.zeros(len(mass_U), np.bool_)
+    kept_U[teacher_ids[teacher_ids != ABSENT]] = True
+    return Vocabulary(student, teacher_ids, _first_pieces(student, texts, len(mass_U), special), kept_U)
+
+
+def _byte_level_state(tokenizer: Tokenizer) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(tokenizer.to_str())
+    if state["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(state["pre_tokenizer"]):
+        raise StageError(
+            "the teacher's tokenizer is no byte-level BPE, so its vocabulary cannot be trimmed",
+            details=[f"got model {state['model']['type']}"],
+            hint="set student.vocabulary to null to keep the whole vocabulary",
+        )
+    return state
+
+
+def _derivation(text: str, parents: dict[str, tuple[str, str]]) -> list[str]:
+    """The token and every token that its merges pass through, parts first."""
+    found: list[str] = []
+    stack = [text]
+    while stack:
+        part = stack.pop()
+        found.append(part)
+        stack.extend(parents.get(part, ()))
+    return found[::-1]
+
+
+def _rebuild(state: dict[str, Any], order: list[str], control: list[str]) -> Tokenizer:
+    number = {text: index for index, text in enumerate(order)}
+    model = state["model"] | {
+        "vocab": {text: index for text, index in number.items() if text not in control},
+        "merges": [
+            [left, right]
+            for left, right in state["model"]["merges"]
+            if left in number and right in number and left + right in number
+        ],
+        "unk_token": None,
+    }
+    added = [
+        row | {"id": number[row["content"]]}
+        for row in state["added_tokens"]
+        if row["content"] in control
+    ]
+    return Tokenizer.from_str(json.dumps(state | {"model": model, "added_tokens": added}))
+
+
+def _first_pieces(
+    student: Tokenizer, texts: dict[int, str], size: int, special: set[str]
+) -> Ints:
+    """For each teacher token the first student token of its text."""
+    vocabulary = student.get_vocab()
+    found = np.zeros(size, np.int64)
+    for number, text in texts.items():
+        if text in vocabulary:
+            found[number] = vocabulary[text]
+        elif text not in special:
+            # Token texts are in the byte alphabet already: the model is asked, not the pipeline.
+            found[number] = student.model.tokenize(text)[0].id
+    return found

