@@ -146,6 +146,14 @@ def stage_stated_twice_fail(draft: Draft) -> None:
     draft.seal(final)
 
 
+@scenario(1, "the subject of such a statement is one artifact's manifest")
+def statement_about_two_things_fail(draft: Draft) -> None:
+    statement = draft.of("evaluation-student")
+    more = (*statement.subjects, Subject("control/artifact.json", "77" * 32))
+    draft.put("evaluation-student", replace(statement, subjects=more))
+    draft.seal()
+
+
 @scenario(1, "proof/release.sigstore.json: missing")
 def no_release_statement_fail(draft: Draft) -> None:
     draft.seal()
@@ -191,6 +199,17 @@ def statements_swapped_fail(draft: Draft) -> None:
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
+
+
+@scenario(3, "got index 3, wanted 2")
+def statements_renamed_fail(draft: Draft) -> None:
+    draft.seal()
+    pairs = [(draft.bundle("student"), draft.bundle("control"))]
+    pairs += [tuple(Path(str(p).replace(".sigstore.json", ".tlog-proof")) for p in pairs[0])]
+    for one, two in pairs:
+        first, second = one.read_bytes(), two.read_bytes()
+        one.write_bytes(second)
+        two.write_bytes(first)
 
 
 @scenario(3, "proof/checkpoint")
@@ -245,6 +264,27 @@ def files_swapped_fail(draft: Draft) -> None:
     two.write_bytes(first)
 
 
+@scenario(4, "names 8 files, says 9")
+def file_count_wrong_fail(draft: Draft) -> None:
+    final = draft.final()
+    final.predicate["files"] += 1
+    draft.seal(final)
+
+
+@scenario(5, "names a stage twice")
+def stage_named_twice_fail(draft: Draft) -> None:
+    final = draft.final()
+    final.predicate["stages"].append(final.predicate["stages"][0])
+    draft.seal(final)
+
+
+@scenario(5, "names stage 'ghost', which no statement describes")
+def stage_without_statement_fail(draft: Draft) -> None:
+    final = draft.final()
+    final.predicate["stages"].append({"name": "ghost", "sha256": "66" * 32})
+    draft.seal(final)
+
+
 @scenario(5, "input 'signals' is signals 'signals'")
 def loose_end_fail(draft: Draft) -> None:
     draft.drop("terms-verdict-signals")
@@ -286,6 +326,14 @@ def statement_about_nothing_fail(draft: Draft) -> None:
         "evaluation-student",
         replace(statement, subjects=(Subject("nothing/artifact.json", "00" * 32),)),
     )
+    draft.seal()
+
+
+@scenario(5, "about 'control/artifact.json'")
+def statement_about_a_misnamed_stage_fail(draft: Draft) -> None:
+    statement = draft.of("evaluation-student")
+    subject = replace(statement.subjects[0], name="control/artifact.json")
+    draft.put("evaluation-student", replace(statement, subjects=(subject,)))
     draft.seal()
 
 

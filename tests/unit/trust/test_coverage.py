@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trust_release
+
+from overproof.core.errors import TrustError
+from overproof.trust.chain import walk
+from overproof.trust.coverage import Texts, check_parity, check_terms, cover, is_spdx
+from overproof.trust.folder import Folder
+from overproof.trust.predicates import ParityReceipt, TermsVerdict, read
+from overproof.trust.proofs import read_proofs
+from overproof.trust.verify import verify
+
+FILES = {
+    "proof/NOTICE": "Contains  or\nderives from X. Policy: https://x. 700,000,000 users.",
+    "README.md": "# Llama-X\nBuilt with\nLlama. Policy: https://x. Up to 700,000,000 users.",
+    "proof/licences/MIT.txt": "MIT License",
+}
+
+
+def texts(name: str = "Llama-X", **files: str | None) -> Texts:
+    given = FILES | files
+    found = {key: value for key, value in given.items() if value is not None}
+    return Texts(name, frozenset(found), found.__getitem__)
+
+
+def duty(kind: str, value: str, *, done: bool = True) -> TermsVerdict:
+    row = {"id": "x", "kind": kind, "value": value, "done": done}
+    return read(TermsVerdict, {**trust_release.terms(), "obligations": [row]}, "it")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("name_prefix", "Llama"),
+        ("notice", "Contains or derives from X."),
+        ("card_text", "Built with Llama"),
+        ("license_copy", "MIT"),
+        ("acceptable_use", "https://x"),
+        ("propagate_terms", "Policy: https://x"),
+        ("user_limit", "700000000"),
+    ],
+)
+def test_obligations_are_looked_up(kind: str, value: str) -> None:
+    assert check_terms("f", duty(kind, value), texts()) == 1
+    nothing = texts("other", **dict.fromkeys(FILES))
+    with pytest.raises(TrustError, match="does not show it"):
+        check_terms("f", duty(kind, value), nothing)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "files"),
+    [
+        ("name_prefix", "llama", {}),
+        ("notice", "something else", {}),
+        ("card_text", "Built with Qwen", {}),
+        ("license_copy", "Apache-2.0", {}),
+        ("license_copy", "MIT AND Apache-2.0", {}),
+        ("license_copy", "not a ( licence", {}),
+        ("acceptable_use", "https://x", {"README.md": "nothing"}),
+        ("acceptable_use", "https://x", {"proof/NOTICE": "nothing"}),
+        ("user_limit", "700000001", {}),
+        ("user_limit", "many", {}),
+        ("user_limit", "", {}),
+    ],
+)
+def test_obligations_not_met(kind: str, value: str, files: dict[str, str]) -> None:
+    with pytest.raises(TrustError, match="does not show it"):
+        check_terms("f", duty(kind, value), texts(**files))
+
+
+def test_what_cannot_be_looked_up_is_taken_at_its_word() -> None:
+    assert check_terms("f", duty("dance", "well"), texts()) == 0
+    with pytest.raises(TrustError, match="is open"):
+        check_terms("f", duty("dance", "well", done=False), texts())
+
+
+@pytest.mark.parametrize("word", ["deny", "needs_approval", "unknown"])
+def test_verdicts_that_do_not_permit(word: str) -> None:
+    for row in (trust_release.terms()["row"], None):
+        verdict = read(TermsVerdict, {**trust_release.terms(), "verdict": word, "row": row}, "it")
+        with pytest.raises(TrustError, match=f"f: {word} for 'tiny-llama'"):
+            check_terms("f", verdict, texts())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["MIT", "Apache-2.0 OR MIT", "GPL-2.0-only WITH Classpath-exception-2.0", "LicenseRef-Owned"],
+)
+def test_spdx(text: str) -> None:
+    assert is_spdx(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "NONE", "NOASSERTION", "unknown", "MIT AND", "(others)", "MIT, Apache-2.0"]
+)
+def test_not_spdx(text: str) -> None:
+    assert not is_spdx(text)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"kl_nats_per_token": 0.021}, {"top1_agreement": 0.94}, {"max_kl": 0.001}]
+)
+def test_parity_bounds(fields: dict[str, float]) -> None:
+    check_parity("f", read(ParityReceipt, trust_release.PARITY, "it"))
+    with pytest.raises(TrustError, match="more than its receipt allows"):
+        check_parity("f", read(ParityReceipt, {**trust_release.PARITY, **fields}, "it"))
+
+
+def certified(made: trust_release.Synthetic) -> dict[str, Any]:
+    value: dict[str, Any] = made.predicates[0][2]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(records=7), "are not 7 records"),
+        (lambda c: c.update(licences={"MIT": 4}), "do not add up to 5"),
+        (lambda c: c.update(licences={}), "do not add up to 5"),
+        (lambda c: c.update(licences={"": 5}), "not an SPDX"),
+        (lambda c: c["tree"].update(size=4), "has 4 leaves"),
+        (lambda c: c["source"].pop("sha256"), "not an input"),
+    ],
+)
+def test_certificates(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    made = trust_release.make(tmp_path)
+    change(certified(made))
+    made.attest()
+    with pytest.raises(TrustError, match=message) as caught:
+        verify(made.release, made.key.public)
+    assert caught.value.step == 6
+    assert "15-certificate-train" in caught.value.render()
+
+
+def test_a_certificate_of_no_dataset(tmp_path: Path) -> None:
+    made = trust_release.make(tmp_path)
+    extra = ("certificate", made.named("signals"), certified(made))
+    trust_release.Synthetic(
+        made.release, made.artifacts, (*made.predicates, extra), made.key
+    ).attest()
+    with pytest.raises(TrustError, match="do not agree") as caught:
+        verify(made.release, made.key.public)
+    assert caught.value.step == 6
+
+
+def test_counts(sealed: trust_release.Synthetic) -> None:
+    folder = Folder.list(sealed.release)
+    proofs = read_proofs(folder)
+    found = cover(proofs, walk(proofs), folder)
+    assert (found.rechecked, found.trusted) == (6, 0)
+    assert [name for name, _ in found.certificates] == ["train"]
+    assert [receipt.target for receipt in found.parity] == ["gguf-q8_0"]
