@@ -248,24 +248,7 @@ def read_stage(statement: Statement) -> Stage:
         )
     wanted = files.pop(MANIFEST)
     # 3.
-    byproducts = {item.name: item.annotations for item in details.byproducts}
-    if len(details.byproducts) != 2 or set(byproducts) != {"facts", "files"}:
-        raise TrustError("the by-products are `facts` and `files`")
-    if any(item.digest.sha256 != sha256_json(item.annotations) for item in details.byproducts):
-        raise TrustError("the digest of a by-product is not that of its content")
-    manifest = {
-        "format": FORMAT,
-        "kind": kind,
-        "inputs": [_manifest_input(item) for item in definition.resolved_dependencies],
-        "config": definition.external_parameters,
-        "config_sha256": sha256_json(definition.external_parameters),
-        "code": {"name": "overproof", "version": details.builder.version.get("overproof")},
-        "facts": byproducts["facts"],
-        "files": [
-            {"name": name, "sha256": files[name], "bytes": byproducts["files"].get(name)}
-            for name in sorted(files)
-        ],
-    }
+    manifest = _restore(provenance, kind, files)
     got = manifest_digest(manifest)
     if got != wanted:
         raise TrustError(
@@ -284,9 +267,32 @@ def read_stage(statement: Statement) -> Stage:
         sha256=got,
         files=files,
         inputs=definition.resolved_dependencies,
-        facts=byproducts["facts"],
+        facts=manifest["facts"],
         finished=details.metadata.finished_on,
     )
+
+
+def _restore(provenance: Provenance, kind: str, files: Mapping[str, str]) -> Json:
+    """The manifest, times left out, that a stage's statement was made from."""
+    definition, details = provenance.build_definition, provenance.run_details
+    byproducts = {item.name: item.annotations for item in details.byproducts}
+    if len(details.byproducts) != 2 or set(byproducts) != {"facts", "files"}:
+        raise TrustError("the by-products are `facts` and `files`")
+    if any(item.digest.sha256 != sha256_json(item.annotations) for item in details.byproducts):
+        raise TrustError("the digest of a by-product is not that of its content")
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "inputs": [_manifest_input(item) for item in definition.resolved_dependencies],
+        "config": definition.external_parameters,
+        "config_sha256": sha256_json(definition.external_parameters),
+        "code": {"name": "overproof", "version": details.builder.version.get("overproof")},
+        "facts": byproducts["facts"],
+        "files": [
+            {"name": name, "sha256": files[name], "bytes": byproducts["files"].get(name)}
+            for name in sorted(files)
+        ],
+    }
 
 
 def _stage_kind(build_type: str) -> str:
