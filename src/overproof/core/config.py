@@ -88,7 +88,7 @@ class TrainConfig(Section):
     decay: Fraction = Field(0.5, description="fraction of the steps, linear to zero at the end")
     weight_decay: float = Field(0.0, ge=0.0)
     clip: float = Field(1.0, gt=0.0, description="largest gradient norm")
-    temperature: float = Field(1.0, gt=0.0, description="of the divergence, on both sides")
+    optimizer: Literal["muon", "adamw"] = "muon"
     checkpoint_seconds: Positive = Field(60, description="at most this much work is lost to a kill")
     control: bool = Field(True, description="train the control arm too: cross-entropy, equal steps")
 

@@ -11,8 +11,8 @@ Shape suffixes: U teacher vocabulary, V student vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,17 +37,25 @@ class Vocabulary:
             same token where it is kept, else the first piece of its encoding. The teacher's
             distribution mapped this way is its distribution over what the student says next.
         kept_U: whether the teacher's token is kept whole.
+        texts: the teacher's token texts by id, in the byte alphabet.
     """
 
     tokenizer: Tokenizer
     teacher_ids_V: Ints
     student_ids_U: Ints
     kept_U: NDArray[np.bool_]
+    texts: Mapping[int, str] = field(repr=False)
 
     @property
     def size(self) -> int:
         """Number of student tokens."""
         return len(self.teacher_ids_V)
+
+    def pieces(self, token: int) -> tuple[int, ...]:
+        """A teacher token in student tokens: itself, or its spelling."""
+        if self.kept_U[token]:
+            return (int(self.student_ids_U[token]),)
+        return tuple(piece.id for piece in self.tokenizer.model.tokenize(self.texts[token]))
 
 
 def trim(tokenizer: Tokenizer, mass_U: NDArray[np.float64], size: int, keep: Iterable[str]) -> Vocabulary:
@@ -98,7 +106,7 @@ def trim(tokenizer: Tokenizer, mass_U: NDArray[np.float64], size: int, keep: Ite
     # 4.
     kept_U = np.zeros(len(mass_U), np.bool_)
     kept_U[teacher_ids[teacher_ids != ABSENT]] = True
-    return Vocabulary(student, teacher_ids, _first_pieces(student, texts, len(mass_U), special), kept_U)
+    return Vocabulary(student, teacher_ids, _first_pieces(student, texts), kept_U, texts)
 
 
 def _byte_level_state(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -142,16 +150,14 @@ def _rebuild(state: dict[str, Any], order: list[str], control: list[str]) -> Tok
     return Tokenizer.from_str(json.dumps(state | {"model": model, "added_tokens": added}))
 
 
-def _first_pieces(
-    student: Tokenizer, texts: dict[int, str], size: int, special: set[str]
-) -> Ints:
-    """For each teacher token the first student token of its text."""
+def _first_pieces(student: Tokenizer, texts: Mapping[int, str]) -> Ints:
+    """For each teacher token the first student token of its text.
+
+    Token texts are in the byte alphabet already: the BPE model is asked, not the pipeline.
+    """
     vocabulary = student.get_vocab()
-    found = np.zeros(size, np.int64)
+    found = np.zeros(max(texts) + 1, np.int64)
     for number, text in texts.items():
-        if text in vocabulary:
-            found[number] = vocabulary[text]
-        elif text not in special:
-            # Token texts are in the byte alphabet already: the model is asked, not the pipeline.
-            found[number] = student.model.tokenize(text)[0].id
+        known = vocabulary.get(text)
+        found[number] = student.model.tokenize(text)[0].id if known is None else known
     return found

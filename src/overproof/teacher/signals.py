@@ -1,0 +1,176 @@
+"""Keeping the teacher's distribution at each position of its own answers: the logit cache.
+
+Kept a position: the `top_k` most likely tokens with their log-probabilities, and the log of the
+mass of all others (the tail), without which a truncated divergence is none.
+
+Shape suffixes: N positions, K kept tokens, R sequences, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from overproof.core.console import Meter  # noqa: E402
+from overproof.data.pack import Packed, pack  # noqa: E402
+
+BATCH_SEQUENCES = 8
+SHARD_EXAMPLES = 512  # examples a shard; a killed run loses at most one shard of work
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation: the prompt's tokens after the shared prefix, and the answer's."""
+
+    key: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Prompt and answer in one."""
+        return self.prompt + self.answer
+
+    @property
+    def targets(self) -> range:
+        """Positions (of `tokens`) whose successor belongs to the answer."""
+        return range(len(self.prompt) - 1, len(self.tokens) - 1)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """The teacher's distributions at the answer positions of many examples, one after another.
+
+    Attributes:
+        ids_NK: the most likely tokens, most likely first.
+        log_probs_NK: their log-probabilities, nats, fp16.
+        tail_N: log of the mass of all other tokens, nats, fp32.
+    """
+
+    ids_NK: Tensor
+    log_probs_NK: Tensor
+    tail_N: Tensor
+
+
+def model_inputs(batch: Packed, dtype: torch.dtype) -> dict[str, Tensor | bool]:
+    """Arguments of a transformers model for packed sequences."""
+    allowed_RTT = torch.from_numpy(batch.mask_RTT())
+    mask = torch.zeros(allowed_RTT.shape, dtype=dtype)
+    mask.masked_fill_(~allowed_RTT, torch.finfo(dtype).min)
+    return {
+        "input_ids": torch.from_numpy(batch.tokens_RT),
+        "attention_mask": mask[:, None],
+        "position_ids": torch.from_numpy(batch.positions_RT),
+        "use_cache": False,
+    }
+
+
+def answer_mask(examples: Sequence[Example]) -> NDArray[np.bool_]:
+    """Over the concatenation of all examples' tokens: is the successor part of the answer?"""
+    wanted = np.zeros(sum(len(example.tokens) for example in examples), np.bool_)
+    start = 0
+    for example in examples:
+        wanted[start + example.targets.start : start + example.targets.stop] = True
+        start += len(example.tokens)
+    return wanted
+
+
+@torch.inference_mode()
+def answer_logits(
+    model: Any,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    length: int,
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Logits at every answer position, in batches of packed sequences.
+
+    Yields:
+        indices of the positions among all answer positions of `examples`, and their logits
+        (positions, V) in the model's type.
+    """
+    packed = pack(prefix, [example.tokens for example in examples], length)
+    wanted = answer_mask(examples)
+    number = np.cumsum(wanted) - 1
+    for start in range(0, len(packed.tokens_RT), BATCH_SEQUENCES):
+        batch = packed.rows(slice(start, start + BATCH_SEQUENCES))
+        picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
+        hidden_RTD = model.model(**model_inputs(batch, model.dtype)).last_hidden_state
+        yield number[batch.source_RT[picked]], model.lm_head(hidden_RTD[torch.from_numpy(picked)])
+
+
+def shard_signals(
+    model: Any, prefix: Sequence[int], examples: Sequence[Example], length: int, top_k: int
+) -> Signals:
+    """Compute the signals of some examples.
+
+    Args:
+        model: the teacher; its head and softmax run in the type of its weights, the
+            log-probabilities are normalised in fp32.
+        length: tokens a packed sequence.
+    """
+    count = int(answer_mask(examples).sum())
+    ids = torch.zeros(count, top_k, dtype=torch.int32)
+    kept = torch.zeros(count, top_k, dtype=torch.float16)
+    tail = torch.zeros(count)
+    for where, logits_NV in answer_logits(model, prefix, examples, length):
+        logits = logits_NV.float()
+        total_N = torch.logsumexp(logits, dim=-1)
+        top_NK, ids_NK = logits.topk(top_k, dim=-1)
+        log_probs_NK = (top_NK - total_N[:, None]).half()
+        at = torch.from_numpy(where)
+        ids[at], kept[at] = ids_NK.int(), log_probs_NK
+        # The tail is what the stored, rounded log-probabilities leave of 1.
+        tail[at] = torch.log1p(-log_probs_NK.float().exp().sum(-1).clamp_max(1.0))
+    return Signals(ids, kept, tail)
+
+
+def write_signals(
+    model: Any,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    length: int,
+    top_k: int,
+    meter: Meter,
+) -> None:
+    """Write the signals of all examples as shards; shards that are there are kept."""
+    for number, start in enumerate(range(0, len(examples), SHARD_EXAMPLES)):
+        part = examples[start : start + SHARD_EXAMPLES]
+        tokens = sum(len(example.tokens) for example in part)
+        path = folder / f"signals-{number:05d}.safetensors"
+        if path.exists():
+            meter.skip(tokens)
+            continue
+        signals = shard_signals(model, prefix, part, length, top_k)
+        temporary = path.with_suffix(".tmp")
+        save_file(
+            {
+                "ids": signals.ids_NK,
+                "log_probs": signals.log_probs_NK,
+                "tail": signals.tail_N,
+            },
+            temporary,
+        )
+        temporary.replace(path)
+        meter.advance(tokens)
+
+
+def read_signals(folder: Path) -> Signals:
+    """All shards of a finished cache, in order."""
+    shards = [load_file(path) for path in sorted(folder.glob("signals-*.safetensors"))]
+    return Signals(
+        *(torch.cat([shard[name] for shard in shards]) for name in ("ids", "log_probs", "tail"))
+    )
