@@ -1,0 +1,403 @@
+"""The command line: it reads arguments, calls one verb's module, prints the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+from typer.exceptions import TyperException
+
+from overproof import __version__
+from overproof.core.console import note
+from overproof.core.digest import pretty
+from overproof.core.errors import OverproofError, StageError, UsageError
+
+# Verbs are imported where they are called: `verify`, `terms`, `keys` and `doctor` work, and
+# `--help` is quick, without torch.
+
+FAILED = StageError.exit_code
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+STOPPED = "stopped; finished work is kept, run the same command again"
+TRACEBACK = "OVERPROOF_TRACEBACK"  # set to 1: an unexpected exception shows where it came from
+HELP_WIDTH = 80  # columns
+
+SETTINGS = {"max_content_width": HELP_WIDTH, "help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
+)
+keys_app = typer.Typer(rich_markup_mode=None, context_settings=SETTINGS)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """The entry point of the command `overproof`."""
+    sys.exit(dispatch(sys.argv[1:]))
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        the exit code: 0 done, 1 failed, 2 usage, 3 checked and rejected, 130 interrupted.
+    """
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(
+            list(arguments) or ["--help"], prog_name="overproof", standalone_mode=False
+        )
+    except OverproofError as error:
+        return _fail(error)
+    except TyperException as error:
+        return _fail(_usage(error))
+    except ModuleNotFoundError as error:
+        return _fail(_missing(error))
+    except Exception as error:
+        return _unexpected(error)
+    if code == INTERRUPTED:
+        note(STOPPED)
+    return int(code or 0)
+
+
+def _fail(error: OverproofError) -> int:
+    note(error.render())
+    return error.exit_code
+
+
+def _usage(error: TyperException) -> UsageError:
+    """A wrong flag or a missing argument, as typer found it, in the form of every other error."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "overproof"
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return UsageError(message.rstrip("."), hint=f"{path} --help")
+
+
+def _missing(error: ModuleNotFoundError) -> OverproofError:
+    """A package of an extra that is not installed; anything else is a fault and stays one."""
+    root = (error.name or "").partition(".")[0]
+    if root in {"", "overproof"} or root in sys.stdlib_module_names:
+        raise error
+    return StageError(
+        "this verb needs the extra `distill`",
+        details=[f"no module named {error.name!r}"],
+        hint="pip install 'overproof[distill]'",
+    )
+
+
+def _unexpected(error: Exception) -> int:
+    if os.environ.get(TRACEBACK) == "1":
+        raise error
+    first = (str(error).splitlines() or [""])[0]
+    note(f"error: unexpected {type(error).__name__}: {first}")
+    note(f"hint: this is a fault of Overproof; {TRACEBACK}=1 shows where it happened")
+    return FAILED
+
+
+@contextmanager
+def _options() -> Iterator[None]:
+    """A value that a verb's configuration refuses is named as the option that it came from."""
+    try:
+        yield
+    except ValidationError as error:
+        rows = [
+            f"--{'-'.join(map(str, row['loc'])).replace('_', '-')}: got {row['input']!r}; "
+            f"{row['msg'][0].lower()}{row['msg'][1:]}"
+            for row in error.errors()
+        ]
+        raise UsageError("an option has a value that is not allowed", details=rows) from error
+
+
+def _print(text: str) -> None:
+    # Not through rich: data goes out as it is, whatever markup or emoji code it seems to hold.
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def _finish(verb: Any, result: Any, as_json: bool) -> int:
+    """Print a verb's result and return its exit code."""
+    if as_json:
+        _print(pretty(_machine(result)))
+    elif text := verb.render(result):
+        _print(text)
+    return int(getattr(result, "exit_code", 0))
+
+
+def _machine(result: Any) -> Any:
+    if hasattr(result, "to_json"):
+        return result.to_json()
+    return _plain(dataclasses.asdict(result))
+
+
+def _plain(value: Any) -> Any:
+    """JSON types only: paths become texts."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        _print(f"overproof {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Distil a small, fast language model on your own hardware, and prove where it came from.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 checked and rejected, 130 interrupted.
+    """
+
+
+@app.command(short_help="Distil a flash model from a teacher, and prove it.")
+def distill(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe that ships, or a .yaml file.")
+    ] = "support",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run.")] = Path("out"),
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Private key to sign with; else the key `default`."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, time and memory; run nothing.")
+    ] = False,
+    print_schema: Annotated[
+        bool, typer.Option("--print-schema", help="Print the recipe's JSON Schema.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Distil a flash model from a teacher: certify, sample, train, evaluate, export, prove.
+
+    Run it again after a stop: finished work is kept.
+
+    \b
+    Examples:
+      overproof distill
+      overproof distill support --dry-run
+      overproof distill my.yaml --out out/mine --key ~/keys/release.key
+      overproof distill support --set train.steps=200 --set seed=1
+    """
+    if print_schema:
+        from overproof.core.config import Recipe
+
+        _print(pretty(Recipe.model_json_schema()))
+        return 0
+    from overproof import pipeline as verb
+
+    config = verb.Config(
+        recipe=recipe, out=out, key=key, overrides=tuple(overrides or ()), dry_run=dry_run
+    )
+    return _finish(verb, verb.run(config), as_json)
+
+
+@app.command(short_help="Certify a training set.")
+def certify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet.")],
+    licence: Annotated[
+        str | None,
+        typer.Option(metavar="SPDX", help="Licence of records that name none."),
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Origin of records that name none.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the data set.  [default: out/certified/NAME]"),
+    ] = None,
+    exclude: Annotated[
+        Path | None,
+        typer.Option(metavar="DATASET", help="Certified data set whose records are refused."),
+    ] = None,
+    personal_data: Annotated[
+        Literal["reject", "warn"], typer.Option(help="What a finding of personal data does.")
+    ] = "reject",
+    max_record_bytes: Annotated[
+        int, typer.Option(metavar="BYTES", help="Longest canonical record.")
+    ] = 65_536,
+    as_json: Json = False,
+) -> int:
+    """Certify a training set: a licence, a checked state and a key for every record.
+
+    Nothing is lost: rejected records are written with the reason.
+
+    \b
+    Examples:
+      overproof certify requests.jsonl --licence CC0-1.0
+      overproof certify train.parquet --exclude out/certified/heldout
+    """
+    from overproof.data import certify as verb
+
+    with _options():
+        config = verb.Config(
+            file=file,
+            licence=licence,
+            origin=origin,
+            out=out,
+            exclude=exclude,
+            personal_data=personal_data,
+            max_record_bytes=max_record_bytes,
+        )
+    return _finish(verb, verb.run(config), as_json)
+
+
+@app.command(short_help="Verify a release, offline.")
+def verify(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder with proof/ in it.")],
+    signer: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Public key that the release must be signed with."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Verify a release: every file, statement, log entry, input and obligation, offline.
+
+    Without --signer a release is at best consistent, signer unknown: exit code 3.
+
+    \b
+    Examples:
+      overproof verify out/demo/release --signer out/demo/keys/demo.pub
+      overproof verify out/demo/release --signer demo.pub --json
+    """
+    from overproof.trust import verify as verb
+
+    return _finish(verb, verb.run(verb.Config(release, signer, as_json)), as_json)
+
+
+@app.command(short_help="Say what a teacher's terms allow.")
+def terms(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub name, API name, path or builtin:NAME.")
+    ],
+    channel: Annotated[
+        Literal["weights", "api", "consumer"], typer.Option(help="How you use the model.")
+    ] = "weights",
+    on: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Judge for this day, not today."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say what a teacher's terms allow: verdict, clause, obligations and source.
+
+    \b
+    Examples:
+      overproof terms builtin:smollm2-135m-instruct
+      overproof terms gpt-4o --channel api
+      overproof terms meta-llama/Llama-3.1-8B-Instruct --on 2026-11-24 --json
+    """
+    from overproof.policy import terms as verb
+
+    with _options():
+        config = verb.Config(model=model, channel=channel, on=on.date() if on else None)
+    return _finish(verb, verb.run(config), as_json)
+
+
+@app.command(short_help="Ask a release: stream an answer.")
+def ask(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of a release.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask.")],
+    as_json: Json = False,
+) -> int:
+    """Ask a release: stream an answer from its exported model.
+
+    \b
+    Examples:
+      overproof ask out/demo/release "My card was charged twice."
+    """
+    from overproof.release import ask as verb
+
+    return _finish(verb, verb.run(verb.Config(release, question)), as_json)
+
+
+app.add_typer(keys_app, name="keys", short_help="Make or list signing keys.")
+
+
+@keys_app.callback()
+def keys() -> None:
+    """Make or list signing keys: ECDSA P-256, `NAME.key` (private, mode 0600) and `NAME.pub`."""
+
+
+KeyFolder = Annotated[
+    Path | None,
+    typer.Option("--dir", metavar="DIR", help="Folder of the keys; else your configuration's."),
+]
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.")] = "default",
+    folder: KeyFolder = None,
+    as_json: Json = False,
+) -> int:
+    """Make a signing key; nothing is ever overwritten.
+
+    \b
+    Examples:
+      overproof keys new
+      overproof keys new release --dir ~/keys
+    """
+    from overproof.trust import keys as verb
+
+    return _finish(verb, verb.run(verb.Config("new", name, folder)), as_json)
+
+
+@keys_app.command("show")
+def keys_show(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One key; else all of them.")
+    ] = None,
+    folder: KeyFolder = None,
+    as_json: Json = False,
+) -> int:
+    """Show public keys, their SHA-256 and whether the private half is safe.
+
+    \b
+    Examples:
+      overproof keys show
+      overproof keys show demo --dir out/demo/keys --json
+    """
+    from overproof.trust import keys as verb
+
+    return _finish(verb, verb.run(verb.Config("show", name, folder)), as_json)
+
+
+@app.command(short_help="Tell what this machine can do.")
+def doctor(as_json: Json = False) -> int:
+    """Tell what this machine can do and what is missing, with the exact remedy.
+
+    Exit code 0 if `overproof distill support` can run here, 1 if not.
+
+    \b
+    Examples:
+      overproof doctor
+      overproof doctor --json
+    """
+    from overproof import doctor as verb
+
+    return _finish(verb, verb.run(verb.Config()), as_json)
+
+
+if __name__ == "__main__":
+    main()
