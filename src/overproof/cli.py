@@ -61,10 +61,9 @@ def dispatch(arguments: Sequence[str]) -> int:
         return _fail(error)
     except TyperException as error:
         return _fail(_usage(error))
-    except ModuleNotFoundError as error:
-        return _fail(_missing(error))
     except Exception as error:
-        return _unexpected(error)
+        missing = _missing_extra(error)
+        return _fail(missing) if missing else _unexpected(error)
     if code == INTERRUPTED:
         note(STOPPED)
     return int(code or 0)
@@ -83,14 +82,15 @@ def _usage(error: TyperException) -> UsageError:
     return UsageError(message.rstrip("."), hint=f"{path} --help")
 
 
-def _missing(error: ModuleNotFoundError) -> OverproofError:
-    """A package of an extra that is not installed; anything else is a fault and stays one."""
-    root = (error.name or "").partition(".")[0]
+def _missing_extra(error: Exception) -> StageError | None:
+    """The error in words if a package of an extra is not installed; None if it is a fault."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    root = name.partition(".")[0]
     if root in {"", "overproof"} or root in sys.stdlib_module_names:
-        raise error
+        return None
     return StageError(
         "this verb needs the extra `distill`",
-        details=[f"no module named {error.name!r}"],
+        details=[f"no module named {name!r}"],
         hint="pip install 'overproof[distill]'",
     )
 
