@@ -314,21 +314,40 @@ def terms(
     return _finish(verb, verb.run(config), as_json)
 
 
-@app.command(short_help="Ask a release: stream an answer.")
+@app.command(short_help="Ask a release's flash model a question.")
 def ask(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of a release.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask.")],
+    max_tokens: Annotated[int, typer.Option(metavar="TOKENS", help="Longest answer.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(metavar="FLOAT", help="0 takes the most likely token each time.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="INT", help="Seed of the draws.")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Ask a release: stream an answer from its exported model.
+    """Ask a release's flash model a question and watch it answer.
 
     \b
     Examples:
       overproof ask out/demo/release "My card was charged twice."
+      overproof ask out/demo/release "Cancel my trip" --temperature 0.7 --seed 1
     """
     from overproof.release import ask as verb
 
-    return _finish(verb, verb.run(verb.Config(release, question)), as_json)
+    with _options():
+        config = verb.Config(
+            release=release,
+            question=question,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+    if as_json:
+        return _finish(verb, verb.run(config), as_json)
+    result = verb.run(config, verb.to_stdout)
+    _print("")  # the answer is on the screen already; this ends its last line
+    note(f"{result.build}: {result.decode_tokens_per_second:,.0f} tokens/s")
+    return result.exit_code
 
 
 app.add_typer(keys_app, name="keys", short_help="Make or list signing keys.")
