@@ -41,11 +41,15 @@ class Meter:
         self._skipped += units
         self.advance(units)
 
+    @property
+    def rate(self) -> float:
+        """Units a second of this run, what was skipped left out."""
+        return (self._done - self._skipped) / max(time.monotonic() - self._start, 1e-9)
+
     def advance(self, units: int, note: str = "") -> None:
         """Count finished units; `note` is a short text such as the current loss."""
         self._done += units
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        rate = (self._done - self._skipped) / seconds
+        rate = self.rate
         text = f"{rate:,.0f} {self.unit}/s {note}".strip()
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=units, note=text)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overproof.student.vocabulary import Vocabulary
-from overproof.teacher.signals import Example, Signals
+from overproof.teacher.example import Example
+from overproof.teacher.signals import Signals
 
 PROJECT_ROWS = 4096  # rows scattered over the student's vocabulary at a time
 NO_TARGET = -1
@@ -93,7 +94,10 @@ class TrainSet:
     def examples(self) -> list[list[int]]:
         """The tokens, cut into examples."""
         ends = np.cumsum(self.lengths)
-        return [self.tokens_N[end - size : end].tolist() for end, size in zip(ends, self.lengths, strict=True)]
+        return [
+            self.tokens_N[end - size : end].tolist()
+            for end, size in zip(ends, self.lengths, strict=True)
+        ]
 
 
 def project(signals: Signals, vocabulary: Vocabulary, top_k: int) -> tuple[Tensor, Tensor]:
@@ -131,9 +135,7 @@ def build_train_set(
     spelled = np.array([flag for one in respelled for flag in one.spelled])
     lengths = np.array([len(one.tokens) for one in respelled])
     starts = np.cumsum([0, *(len(example.answer) for example in examples[:-1])])
-    position = np.where(
-        position == NO_TARGET, NO_TARGET, position + np.repeat(starts, lengths)
-    )
+    position = np.where(position == NO_TARGET, NO_TARGET, position + np.repeat(starts, lengths))
     kept = 1 if signals is None else signals.ids_NK.shape[1]
     # The default target is the next token itself: for the control arm, and inside spellings.
     ids = np.repeat(np.roll(tokens, -1)[:, None], kept, axis=1).astype(np.int32)

@@ -63,9 +63,14 @@ class _ChunkedBucketKl(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, ids_NK: Tensor, probs_NK: Tensor,
-        weight_N: Tensor, compute: torch.dtype,
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        ids_NK: Tensor,
+        probs_NK: Tensor,
+        weight_N: Tensor,
+        compute: torch.dtype,
     ) -> Tensor:
         head = head_VD.to(compute)
         grad_hidden_ND = torch.empty_like(hidden_ND)
@@ -86,18 +91,26 @@ class _ChunkedBucketKl(torch.autograd.Function):
         return total.to(precise)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors
         return (
             grad_hidden_ND * grad.to(grad_hidden_ND.dtype),
             grad_head_VD * grad.to(grad_head_VD.dtype),
-            None, None, None, None,
+            None,
+            None,
+            None,
+            None,
         )
 
 
 def chunked_bucket_kl(
-    hidden_ND: Tensor, head_VD: Tensor, ids_NK: Tensor, probs_NK: Tensor, weight_N: Tensor,
-    *, compute: torch.dtype = torch.float32,
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    ids_NK: Tensor,
+    probs_NK: Tensor,
+    weight_N: Tensor,
+    *,
+    compute: torch.dtype = torch.float32,
 ) -> Tensor:
     """Weighted sum of `bucket_kl` over positions, from hidden states and the head's weights.
 
@@ -112,9 +125,7 @@ def chunked_bucket_kl(
     Returns:
         a scalar, nats per token if the weights sum to one.
     """
-    result: Tensor = _ChunkedBucketKl.apply(
-        hidden_ND, head_VD, ids_NK, probs_NK, weight_N, compute
-    )
+    result: Tensor = _ChunkedBucketKl.apply(hidden_ND, head_VD, ids_NK, probs_NK, weight_N, compute)
     return result
 
 

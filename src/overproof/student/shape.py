@@ -66,9 +66,13 @@ def require_decoder(model: Any) -> None:
     Raises:
         StageError: the architecture has no plain stack of decoder layers.
     """
-    body = getattr(model, "model", None)
+    body: Any = getattr(model, "model", None)
     missing = [part for part in PARTS if not hasattr(body, part)]
-    if missing or not hasattr(body.layers[0], "mlp") or not hasattr(body.layers[0].mlp, "down_proj"):
+    if (
+        missing
+        or not hasattr(body.layers[0], "mlp")
+        or not hasattr(body.layers[0].mlp, "down_proj")
+    ):
         raise StageError(
             f"{type(model).__name__} cannot be cut into a student",
             details=[f"missing: {', '.join(missing) or 'mlp.down_proj'}"],
@@ -122,9 +126,7 @@ def _greedy(
 
 
 @torch.inference_mode()
-def _by_angle(
-    teacher: Any, keep: int, calibration: Calibration
-) -> tuple[list[int], list[Removal]]:
+def _by_angle(teacher: Any, keep: int, calibration: Calibration) -> tuple[list[int], list[Removal]]:
     """Drop the block with the least angle between what enters and leaves it (arXiv 2403.17887)."""
     run = _Stack(teacher, calibration.batch)
     total = len(teacher.model.layers)

@@ -58,7 +58,9 @@ class Vocabulary:
         return tuple(piece.id for piece in self.tokenizer.model.tokenize(self.texts[token]))
 
 
-def trim(tokenizer: Tokenizer, mass_U: NDArray[np.float64], size: int, keep: Iterable[str]) -> Vocabulary:
+def trim(
+    tokenizer: Tokenizer, mass_U: NDArray[np.float64], size: int, keep: Iterable[str]
+) -> Vocabulary:
     """Keep the tokens that carry the most of the teacher's probability.
 
     1. Keep the control tokens in `keep` and the 256 bytes.

@@ -109,7 +109,9 @@ def identify(name: str) -> tuple[Path, Resource]:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise UsageError(f"no teacher at {path}", hint="give a path to a .gguf file that exists")
+            raise UsageError(
+                f"no teacher at {path}", hint="give a path to a .gguf file that exists"
+            )
         return path, Resource("teacher", name, f"file:{path.name}", sha256_file(path))
     if path.is_dir():
         return path, Resource("teacher", name, f"file:{path.name}", _folder_digest(path))

@@ -8,7 +8,7 @@ Shape suffixes: N positions, K kept tokens, R sequences, T tokens, D width, V vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,30 +23,16 @@ from numpy.typing import NDArray  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from overproof.core.console import Meter  # noqa: E402
+from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
+from overproof.core.config import Recipe  # noqa: E402
+from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
+from overproof.teacher.answers import read  # noqa: E402
+from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.local import Teacher  # noqa: E402
 
 BATCH_SEQUENCES = 8
 SHARD_EXAMPLES = 512  # examples a shard; a killed run loses at most one shard of work
-
-
-@dataclass(frozen=True)
-class Example:
-    """One conversation: the prompt's tokens after the shared prefix, and the answer's."""
-
-    key: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Prompt and answer in one."""
-        return self.prompt + self.answer
-
-    @property
-    def targets(self) -> range:
-        """Positions (of `tokens`) whose successor belongs to the answer."""
-        return range(len(self.prompt) - 1, len(self.tokens) - 1)
 
 
 @dataclass(frozen=True)
@@ -144,7 +130,7 @@ def write_signals(
     *,
     length: int,
     top_k: int,
-    meter: Meter,
+    progress: Meter,
 ) -> None:
     """Write the signals of all examples as shards; shards that are there are kept."""
     for number, start in enumerate(range(0, len(examples), SHARD_EXAMPLES)):
@@ -152,7 +138,7 @@ def write_signals(
         tokens = sum(len(example.tokens) for example in part)
         path = folder / f"signals-{number:05d}.safetensors"
         if path.exists():
-            meter.skip(tokens)
+            progress.skip(tokens)
             continue
         signals = shard_signals(model, prefix, part, length, top_k)
         temporary = path.with_suffix(".tmp")
@@ -165,7 +151,7 @@ def write_signals(
             temporary,
         )
         temporary.replace(path)
-        meter.advance(tokens)
+        progress.advance(tokens)
 
 
 def read_signals(folder: Path) -> Signals:
@@ -174,3 +160,37 @@ def read_signals(folder: Path) -> Signals:
     return Signals(
         *(torch.cat([shard[name] for shard in shards]) for name in ("ids", "log_probs", "tail"))
     )
+
+
+def cache(
+    load: Callable[[], Teacher], samples: Artifact, recipe: Recipe, resource: Resource, store: Path
+) -> Artifact:
+    """The stage `signals`: the teacher's distributions over its training answers.
+
+    The cache is bound by its inputs and configuration to teacher, tokenizer, template, data and
+    sampler: the samples' digest covers the last three.
+    """
+
+    def make(work: Work) -> Json:
+        teacher = load()
+        answers = read(samples)
+        tokens = sum(len(example.tokens) for example in answers.train)
+        with meter("signals", tokens, "tokens") as progress:
+            write_signals(
+                teacher.half(),
+                answers.prefix,
+                answers.train,
+                work.folder,
+                length=recipe.train.sequence_length,
+                top_k=recipe.signals.top_k,
+                progress=progress,
+            )
+            work.measured["tokens_per_second"] = round(progress.rate, 1)
+        return {"positions": sum(len(example.answer) for example in answers.train)}
+
+    config = {
+        "signals": recipe.signals.model_dump(),
+        "sequence_length": recipe.train.sequence_length,
+    }
+    inputs: dict[str, Input] = {"samples": samples, "teacher": resource}
+    return build(store, "signals", inputs=inputs, config=config, make=make)

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 ATTENTION = "overproof_slots"
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of every slot, written in place.
 
     The caller sets `rows` and `columns` before each forward pass: which slots the batch's rows
@@ -30,7 +30,9 @@ class SlotCache(Cache):
 
     def __init__(self, config: Any, slots: int, places: int, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         shape = (slots, config.num_key_value_heads, places, width)
         self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
@@ -63,7 +65,7 @@ class SlotCache(Cache):
             tensor[1:, :, :length] = tensor[:1, :, :length]
         self.prefix = length
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
         """Positions are given with each call, so nothing is derived from a length."""
         return 0
 
@@ -73,7 +75,7 @@ class SlotCache(Cache):
 
 
 def grouped_attention(
-    module: nn.Module,
+    _module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -1,0 +1,219 @@
+"""The main job, stage after stage: from records and a teacher to a release with its proof."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overproof.core import config as recipes
+from overproof.core import device
+from overproof.core.artifact import Artifact, Json, Resource, Work, build, exclusive
+from overproof.core.artifact import describe as files_of
+from overproof.core.config import Recipe, Section
+from overproof.core.console import note
+
+device.prepare()
+
+from overproof.data import certify, dataset  # noqa: E402
+from overproof.policy import gate, obligations  # noqa: E402
+from overproof.release import assemble, quality  # noqa: E402
+from overproof.release.assemble import Parts  # noqa: E402
+from overproof.release.export import export  # noqa: E402
+from overproof.release.facts import Proof  # noqa: E402
+from overproof.student import arms, initial  # noqa: E402
+from overproof.teacher import answers, local, signals  # noqa: E402
+from overproof.trust import attest, keys, verify  # noqa: E402
+
+STAGES = "stages"
+RELEASE = "release"
+
+
+class Config(Section):
+    """What `overproof distill` is asked for."""
+
+    recipe: str = "support"
+    out: Path = Path("out")
+    key: Path | None = None
+    overrides: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished release and the verdict on it, or the plan of a dry run."""
+
+    release: Path | None
+    verdict: verify.Verdict | None
+    plan: Json | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the verification."""
+        return self.verdict.exit_code if self.verdict else 0
+
+    def to_json(self) -> Json:
+        """For machines."""
+        if self.plan is not None:
+            return {"plan": self.plan}
+        return {
+            "release": str(self.release),
+            "verdict": self.verdict.to_json() if self.verdict else None,
+        }
+
+
+def run(config: Config) -> Result:
+    """Distil, from records to a verified release.
+
+    Raises:
+        UsageError: a recipe, a teacher or a data file that cannot be used.
+        PolicyError: the teacher's terms or a licence forbid it.
+        StageError: the world got in the way; run it again, finished stages are kept.
+    """
+    path = recipes.find_recipe(config.recipe)
+    recipe = recipes.load_recipe(path, config.overrides)
+    if config.dry_run:
+        from overproof import outlook
+
+        return Result(None, None, outlook.plan(recipe, path))
+    with exclusive(config.out):
+        signer = (
+            keys.PrivateKey.load(config.key) if config.key else keys.ensure(keys.default_folder())
+        )
+        release = distil(recipe, path, config.out, signer)
+        return Result(release, verify.verify(release, signer.public))
+
+
+def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
+    """The whole way. Each line is a stage; each stage is kept if it is finished already."""
+    store = out / STAGES
+    load = functools.lru_cache(maxsize=1)(functools.partial(local.load, recipe.teacher.model))
+    _, teacher = local.identify(recipe.teacher.model)
+
+    heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
+    train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
+    decision, terms = ask_terms(recipe, teacher, store)
+    plan = obligations.carry_out(decision, recipe.student.name).require()
+
+    samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
+    cached = signals.cache(load, samples, recipe, teacher, store)
+    start = initial.initial(load, samples, cached, recipe, teacher, store)
+    student = arms.student(load, start, samples, cached, recipe, store)
+    control = arms.control(load, start, samples, recipe, store) if recipe.train.control else None
+
+    measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
+    evaluation = quality.evaluation(load, samples, measured, recipe, teacher, store)
+    texts = quality.heldout_texts(load, samples, start)
+    builds = export(student, recipe.export, texts, store=store, source=samples)
+    speed = quality.speed(load, builds, teacher, store)
+
+    parts = Parts(
+        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, initial=start,
+        student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
+    )  # fmt: skip
+    return publish(parts, recipe, decision, plan, load, teacher, out, signer)
+
+
+def _certify(
+    recipe: Recipe, source: str, path: Path, store: Path, name: str, exclude: Artifact | None
+) -> Artifact:
+    file = recipes.find_data(source, path)
+    return certify.certify(file, recipe.data, store=store, name=name, exclude=exclude)
+
+
+def ask_terms(recipe: Recipe, teacher: Resource, store: Path) -> tuple[gate.Decision, Artifact]:
+    """Ask the gate, before the first token of the teacher; keep its verdict as an artifact.
+
+    Raises:
+        PolicyError: the terms forbid it; the message names the clause.
+    """
+    given = gate.Teacher(teacher.name, teacher.sha256)
+    today = dt.datetime.now(dt.UTC).date()
+    decision = gate.decide([given], channel=recipe.teacher.channel, on=today).require()
+    for warning in decision.warnings:
+        note(f"terms: {warning}")
+    # The day is left out: a verdict that has not changed since yesterday is the same verdict.
+    verdict = {key: value for key, value in decision.to_json().items() if key != "on"}
+
+    def make(_: Work) -> Json:
+        return {"verdict": verdict["verdict"]}
+
+    config = {"verdict": verdict}
+    return decision, build(store, "terms", inputs={"teacher": teacher}, config=config, make=make)
+
+
+def publish(
+    parts: Parts,
+    recipe: Recipe,
+    decision: gate.Decision,
+    plan: obligations.Plan,
+    load: Any,
+    teacher: Resource,
+    out: Path,
+    signer: keys.PrivateKey,
+) -> Path:
+    """Write the release beside its place, prove it, and move it there."""
+    final, partial = out / RELEASE, out / f".{RELEASE}.partial"
+    if plan.message:
+        note(plan.message)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    body = load().model
+    shape = {
+        "parameters": load().parameters,
+        "layers": body.config.num_hidden_layers,
+        "vocabulary": body.config.vocab_size,
+    }
+    predicates = _predicates(parts, decision, plan)
+    proof = Proof(
+        signer=signer.public.hint,
+        statements=len(parts.chain) + len(predicates) + 1,
+        command=f"overproof verify {final} --signer {signer_file(signer)}",
+    )
+    assemble.write(partial, parts, recipe, decision, plan, teacher, shape, proof)
+    obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
+    attest.attest(
+        partial, artifacts=parts.chain, predicates=predicates, signer=signer, name=plan.name
+    )
+    old = out / f".{RELEASE}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+    note(f"release: {len(files_of(final))} files in {final}")
+    return final
+
+
+def signer_file(signer: keys.PrivateKey) -> str:
+    """How the report's command names the public key: by fingerprint, never by this machine's path."""
+    return f"KEY.pub  # sha256 {signer.public.hint[:16]}…"
+
+
+def _predicates(
+    parts: Parts, decision: gate.Decision, plan: obligations.Plan
+) -> list[attest.Predicate]:
+    met = [one.id for one in plan.obligations]
+    found: list[attest.Predicate] = [
+        ("certificate", part, dataset.certificate(part)) for part in (parts.train, parts.heldout)
+    ]
+    found += [("terms-verdict", parts.terms, one) for one in decision.predicates(met)]
+    found.append(("evaluation", parts.evaluation, parts.evaluation.facts))
+    found += [
+        ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)
+    ]
+    return found
+
+
+def render(result: Result) -> str:
+    """Where the release is and what the verification says; or the plan."""
+    if result.plan is not None:
+        from overproof import outlook
+
+        return outlook.render(result.plan)
+    if result.verdict is None:
+        return ""
+    return f"{verify.render(result.verdict)}\n\nrelease: {result.release}"

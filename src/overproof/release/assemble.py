@@ -1,0 +1,271 @@
+"""Putting a release together: model, builds, report, card, obligations."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from overproof import __version__
+from overproof.core import device
+from overproof.core.artifact import Artifact, Json, Resource
+from overproof.core.config import Recipe
+from overproof.data import dataset
+from overproof.policy.gate import Decision
+from overproof.policy.obligations import Plan
+from overproof.release import facts as f
+from overproof.release.card import write_card
+from overproof.release.quality import BY_POSITION, result_of
+from overproof.release.report import write_report
+
+LIMITS = (
+    "Divergence and agreement say how near the student is to its teacher on prompts like the "
+    "held-out ones, not whether an answer is right: what the teacher gets wrong, the student "
+    "learns.",
+    "The perplexity of each model is that of the teacher's own answers.",
+    "Speed was measured on the machine named below, which may have been shared with other work.",
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The finished stages of a run."""
+
+    train: Artifact
+    heldout: Artifact
+    terms: Artifact
+    samples: Artifact
+    signals: Artifact
+    initial: Artifact
+    student: Artifact
+    control: Artifact | None
+    evaluation: Artifact
+    export: Artifact
+    speed: Artifact
+
+    @property
+    def chain(self) -> list[Artifact]:
+        """Every artifact, in the order of the work."""
+        return [part for part in vars(self).values() if part is not None]
+
+
+def write(
+    folder: Path,
+    parts: Parts,
+    recipe: Recipe,
+    decision: Decision,
+    plan: Plan,
+    teacher: Resource,
+    parameters: Mapping[str, int],
+    proof: f.Proof,
+) -> None:
+    """Fill an empty folder with all of a release but its proof.
+
+    Args:
+        parameters: of `teacher`: parameters, layers, vocabulary.
+        plan: name, notices and card lines that the teacher's terms ask for.
+    """
+    _copy(parts.student, folder / "model")
+    _copy(parts.export, folder / "export")
+    facts = collect(parts, recipe, decision, plan, teacher, parameters, proof)
+    write_report(facts, folder)
+    licence = facts.teacher_model.licence or "other"
+    write_card(facts, folder, licence=licence, card_lines=plan.card_lines)
+    for name, text in plan.files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+
+
+def _copy(artifact: Artifact, folder: Path) -> None:
+    for entry in artifact.manifest["files"]:
+        target = folder / entry["name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.path / entry["name"], target)
+
+
+def collect(
+    parts: Parts,
+    recipe: Recipe,
+    decision: Decision,
+    plan: Plan,
+    teacher: Resource,
+    shape: Mapping[str, int],
+    proof: f.Proof,
+) -> f.ReportFacts:
+    """Everything the report shows, from the stages' manifests."""
+    result = result_of(parts.evaluation)
+    return f.ReportFacts(
+        name=plan.name,
+        system=recipe.teacher.system,
+        overproof=__version__,
+        teacher_model=f.TeacherModel(
+            teacher.name, teacher.uri, teacher.sha256, _teacher_licence(decision)
+        ),
+        teacher=_arm(result["teacher"]),
+        student=_arm(result["student"]),
+        untrained=_arm(result["untrained"]),
+        control=_arm(result["control"]) if "control" in result else None,
+        evaluation=f.Evaluation(
+            result["prompts"],
+            result["tokens"],
+            recipe.evaluate.bootstrap,
+            recipe.evaluate.confidence,
+        ),
+        speed=f.Speeds(
+            *(
+                _speed(parts.speed.manifest["times"]["measured"][who])
+                for who in ("teacher", "student")
+            )
+        ),
+        sizes=f.Sizes(
+            f.Size(shape["parameters"], shape["layers"], shape["vocabulary"]),
+            f.Size(
+                parts.initial.facts["parameters"],
+                len(parts.initial.facts["kept_layers"]),
+                parts.initial.facts["vocabulary"],
+            ),
+        ),
+        training=f.Training(
+            _run(parts.student, "forward KL to the teacher's cached distributions"),
+            _run(parts.control, "cross-entropy on the teacher's text") if parts.control else None,
+        ),
+        importance=_importance(parts.initial, recipe, shape["layers"]),
+        method=_method(parts, recipe),
+        agreement_by_position=f.AgreementByPosition(
+            *(
+                tuple(tuple(row) for row in result[arm][BY_POSITION]) if arm in result else ()
+                for arm in ("student", "control", "untrained")
+            )
+        ),
+        answers=tuple(f.Answer(**row) for row in result["answers"]),
+        receipts=tuple(_receipt(one) for one in parts.export.facts["receipts"].values()),
+        dataset=_dataset(parts.train, recipe.data.train, parts.samples.facts["train"]),
+        heldout=_dataset(parts.heldout, recipe.data.heldout, parts.samples.facts["heldout"]),
+        terms=decision.to_json([one.id for one in plan.obligations]),
+        proof=proof,
+        stages=tuple(
+            f.Stage(part.path.name, part.manifest["times"]["seconds"], part.sha256)
+            for part in parts.chain
+        ),
+        machine=machine(),
+        limits=LIMITS,
+        recipe=recipe.model_dump(mode="json"),
+    )
+
+
+def _teacher_licence(decision: Decision) -> str | None:
+    row = decision.deciding.finding.row
+    return getattr(row, "licence", None) if row else None
+
+
+def _arm(numbers: Json) -> f.Arm:
+    return f.Arm(
+        *(
+            f.Interval(**numbers[name])
+            for name in ("kl_nats_per_token", "top1_agreement", "perplexity")
+        )
+    )
+
+
+def _speed(measured: Json) -> f.Speed:
+    engine = measured["engine"]
+    return f.Speed(
+        measured["decode_tokens_per_second"],
+        measured["prefill_tokens_per_second"],
+        measured["peak_bytes"],
+        measured["file_bytes"],
+        " ".join(str(value) for value in engine.values()) if isinstance(engine, dict) else engine,
+        "q8_0",
+    )
+
+
+def _run(artifact: Artifact, objective: str) -> f.Run:
+    facts, times = artifact.facts, artifact.manifest["times"]
+    return f.Run(
+        objective,
+        facts["steps"],
+        facts["tokens"],
+        times["seconds"],
+        times["measured"]["tokens_per_second"],
+        tuple(enumerate(facts["losses"], start=1)),
+    )
+
+
+def _importance(initial: Artifact, recipe: Recipe, layers: int) -> f.Importance:
+    removed = {
+        row["layer"]: (order, row["kl_nats_per_token"])
+        for order, row in enumerate(initial.facts["removals"], start=1)
+    }
+    rows = []
+    for layer in range(layers):
+        order, score = removed.get(layer, (None, None))
+        rows.append(f.Layer(layer, layer in initial.facts["kept_layers"], score, order))
+    return f.Importance(
+        recipe.student.importance, "KL after dropping it too, nats per token", tuple(rows)
+    )
+
+
+def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
+    train, student = recipe.train, recipe.student
+    return (
+        f"The teacher answered {parts.samples.facts['train']:,} certified prompts at temperature "
+        f"{recipe.sample.temperature:g}, drawing from its {recipe.sample.top_k} most likely tokens, "
+        f"{recipe.sample.max_new_tokens} tokens at most. Its {recipe.signals.top_k} most likely "
+        "tokens at each position of its answers were cached with their log-probabilities and the "
+        "mass of all others.",
+        f"The student is the teacher with {student.layers} layers ({student.importance}) and "
+        f"{parts.initial.facts['vocabulary']:,} tokens of its vocabulary, every byte among them; "
+        "the layers that stay were refitted in closed form to bridge the gaps.",
+        f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
+        f"{train.sequence_length} tokens by forward KL over the cached tokens and one tail bucket, "
+        f"with {train.optimizer} at a peak rate of {train.learning_rate:g}.",
+    )
+
+
+def _receipt(one: Json) -> f.Receipt:
+    names = set(f.Receipt.__dataclass_fields__)
+    given = {key: value for key, value in one.items() if key in names}
+    if isinstance(given.get("engine"), dict):
+        given["engine"] = " ".join(str(value) for value in given["engine"].values())
+    return f.Receipt(**given)
+
+
+def _dataset(artifact: Artifact, source: str, used: int) -> f.Dataset:
+    certificate = dataset.certificate(artifact)
+    return f.Dataset(
+        name=f"{Path(source).parent.name}/{Path(source).stem}",
+        records=certificate["records"],
+        accepted=certificate["accepted"],
+        rejected=certificate["rejected"],
+        licences=certificate["licences"],
+        head=certificate["tree"]["head"],
+        reasons=certificate["reasons"],
+        used=used,
+    )
+
+
+def machine() -> dict[str, str | int | float]:
+    """The machine and the versions that made the numbers."""
+    found: dict[str, str | int | float] = {
+        "processor": device.processor().model,
+        "cores": device.cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    for package in ("torch", "transformers", "xllamacpp"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def receipts(export: Artifact) -> Sequence[Json]:
+    """The parity receipts of an export."""
+    found: dict[str, Any] = export.facts["receipts"]
+    return list(found.values())

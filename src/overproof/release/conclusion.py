@@ -1,0 +1,190 @@
+"""Did distillation help? The answer that the measured intervals allow, and no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from overproof.release.facts import Arm, Interval, ReportFacts, Run
+from overproof.release.words import measured, percent
+
+Order = Literal["better", "worse", "unclear"]
+Outcome = Literal["helped", "hurt", "mixed", "not shown", "not measured"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of an arm, and which direction is better."""
+
+    field: str
+    heading: str
+    unit: str
+    higher_is_better: bool
+    share: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name with unit."""
+        return f"{self.heading}, {self.unit}"
+
+    def of(self, arm: Arm) -> Interval | None:
+        """The number of one arm."""
+        found: Interval | None = getattr(arm, self.field)
+        return found
+
+    def one(self, number: float) -> str:
+        """A number of this metric as text."""
+        return percent(number) if self.share else measured(number)
+
+    def show(self, found: Interval) -> str:
+        """Value and interval as text."""
+        return f"{self.one(found.value)} [{self.one(found.low)}, {self.one(found.high)}]"
+
+
+METRICS = (
+    Metric("kl_nats_per_token", "KL to the teacher", "nats per token", higher_is_better=False),
+    Metric("top1_agreement", "Top-1 agreement", "of tokens", higher_is_better=True, share=True),
+    Metric("perplexity", "Perplexity", "of the teacher's text", higher_is_better=False),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The student against another arm by one metric."""
+
+    metric: Metric
+    student: Interval
+    other: Interval
+
+    @property
+    def order(self) -> Order:
+        """Better or worse only where the intervals do not overlap.
+
+        Two intervals that do not overlap show a difference; two that do overlap show nothing,
+        neither a difference nor its absence.
+        """
+        if self.student.high < self.other.low:
+            return "worse" if self.metric.higher_is_better else "better"
+        if self.student.low > self.other.high:
+            return "better" if self.metric.higher_is_better else "worse"
+        return "unclear"
+
+    def sentence(self, other: str) -> str:
+        """The comparison in words."""
+        numbers = f"{self.metric.show(self.student)} against {self.metric.show(self.other)}"
+        ending = {
+            "better": f"the student is better than {other}",
+            "worse": f"the student is worse than {other}",
+            "unclear": "the intervals overlap, so no difference is shown",
+        }[self.order]
+        return f"{self.metric.label}: {numbers}; {ending}."
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """Whether distillation helped.
+
+    Attributes:
+        outcome: `helped` or `hurt` where at least one metric differs and none contradicts it,
+            `mixed` where two contradict, `not shown` where no metric differs, `not measured`
+            where there is no control arm.
+        headline: the answer in a sentence.
+        sentences: its grounds, one for each comparison, and what qualifies them.
+    """
+
+    outcome: Outcome
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def compare(student: Arm, other: Arm) -> tuple[Comparison, ...]:
+    """The student against another arm, by every metric that both have."""
+    found = []
+    for metric in METRICS:
+        mine, theirs = metric.of(student), metric.of(other)
+        if mine is not None and theirs is not None:
+            found.append(Comparison(metric, mine, theirs))
+    return tuple(found)
+
+
+def outcome(comparisons: tuple[Comparison, ...]) -> Outcome:
+    """What several comparisons say together."""
+    orders = {comparison.order for comparison in comparisons}
+    if not comparisons:
+        return "not measured"
+    if {"better", "worse"} <= orders:
+        return "mixed"
+    if "better" in orders:
+        return "helped"
+    return "hurt" if "worse" in orders else "not shown"
+
+
+HEADLINES: dict[Outcome, str] = {
+    "helped": "Distillation helped, by {better} of {all} measures: learning from the teacher's "
+    "distribution brought the student closer to the teacher than equal training on the teacher's "
+    "text alone.",
+    "hurt": "Distillation did not help: by {worse} of {all} measures the control arm, trained on the "
+    "teacher's text alone, came closer to the teacher.",
+    "mixed": "Mixed: the student is better than the control arm by {better} of {all} measures and "
+    "worse by {worse}.",
+    "not shown": "Not shown: student and control arm cannot be told apart on these prompts, so "
+    "this run gives no evidence that distillation helped.",
+    "not measured": "Not measured: without a control arm this report cannot say whether "
+    "distillation helped.",
+}
+
+
+def conclude(facts: ReportFacts) -> Conclusion:
+    """Judge the student against the control arm, then against its own start.
+
+    1. Compare with the control arm by every metric; the outcome is what they say together.
+    2. Say whether both arms had the same steps and tokens: only then is the comparison fair.
+    3. Compare with the untrained student, so that a useless training cannot hide.
+    """
+    sentences: list[str] = []
+    # 1.
+    against = compare(facts.student, facts.control) if facts.control else ()
+    sentences += [found.sentence("the control arm") for found in against]
+    # 2.
+    if against:
+        sentences.append(_budget(facts.training.student, facts.training.control))
+    # 3.
+    sentences.append(_training(compare(facts.student, facts.untrained)))
+    result = outcome(against)
+    return Conclusion(result, _headline(result, against), tuple(sentences))
+
+
+def _headline(result: Outcome, against: tuple[Comparison, ...]) -> str:
+    orders = [comparison.order for comparison in against]
+    return HEADLINES[result].format(
+        better=orders.count("better"), worse=orders.count("worse"), all=len(orders)
+    )
+
+
+def _budget(student: Run, control: Run | None) -> str:
+    if control is None:
+        return "The budget of the control arm is not recorded: the comparison may not be equal."
+    if (student.steps, student.tokens) == (control.steps, control.tokens):
+        return (
+            f"Both arms start from the same weights and had {student.steps:,} steps on "
+            f"{student.tokens:,} tokens."
+        )
+    return (
+        f"The budgets differ: student {student.steps:,} steps on {student.tokens:,} tokens, control "
+        f"arm {control.steps:,} steps on {control.tokens:,} tokens. Part of a difference may come "
+        "from that."
+    )
+
+
+def _training(against: tuple[Comparison, ...]) -> str:
+    match outcome(against):
+        case "helped":
+            return "Training itself helped: the student is better than before training."
+        case "hurt":
+            return "Training itself did harm: the student is worse than before training."
+        case "mixed":
+            return "Against its own start the student is better by one measure, worse by another."
+        case "not measured":
+            return "The untrained student was not measured."
+        case _:
+            return "Training itself shows no effect: the student is not told apart from its start."

@@ -1,0 +1,341 @@
+"""What a release reports about itself: the facts behind `report.json`, the page and the card."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+# Characters that no page or JSON file can carry whole: C0 and C1 controls (tab and line feed
+# stay), and halves of surrogate pairs, which have no UTF-8 form.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured value with its confidence interval, all in the unit of the field that holds it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model on the held-out prompts; None where a number has no meaning.
+
+    Attributes:
+        kl_nats_per_token: forward KL(teacher || model) on the teacher's answers.
+        top1_agreement: share of positions where its most likely token is the teacher's, 0 to 1.
+        perplexity: of the teacher's answers under this model.
+    """
+
+    kl_nats_per_token: Interval | None = None
+    top1_agreement: Interval | None = None
+    perplexity: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How quality was measured.
+
+    Attributes:
+        prompts: held-out prompts, the unit that is resampled.
+        tokens: positions of the teacher's answers.
+        resamples: bootstrap resamples.
+        confidence: of every interval, 0 to 1.
+    """
+
+    prompts: int
+    tokens: int
+    resamples: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One model in one engine.
+
+    Attributes:
+        peak_memory_bytes: largest resident memory of the process.
+        file_bytes: size of the model file.
+        engine: name and version.
+        type: number type of the weights, such as `q8_0`.
+    """
+
+    decode_tokens_per_second: float
+    prefill_tokens_per_second: float
+    peak_memory_bytes: int
+    file_bytes: int
+    engine: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Teacher and student, in the same engine and type."""
+
+    teacher: Speed
+    student: Speed
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a model."""
+
+    parameters: int
+    layers: int | None = None
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Teacher and student. The control arm and the untrained student have the student's shape."""
+
+    teacher: Size
+    student: Size
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        objective: what was minimised, in words.
+        tokens: that went through the model, padding left out.
+        losses: step and loss, nats per token.
+    """
+
+    objective: str
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    losses: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The student's run, and the control arm's where there is one."""
+
+    student: Run
+    control: Run | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the teacher.
+
+    Attributes:
+        layer: its number, from 0.
+        kept: whether the student has it.
+        score: what was measured, in the unit that `Importance.score` names.
+        order: when it was dropped, from 1; None for kept layers and rules without an order.
+    """
+
+    layer: int
+    kept: bool
+    score: float | None = None
+    order: int | None = None
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How the layers were chosen.
+
+    Attributes:
+        method: the rule, such as `greedy-kl`.
+        score: what the numbers are, with unit; a label for the axis.
+    """
+
+    method: str
+    score: str
+    layers: tuple[Layer, ...]
+
+
+Positions = tuple[tuple[int, float, int], ...]  # position in the answer, agreement, answers
+
+
+@dataclass(frozen=True)
+class AgreementByPosition:
+    """Top-1 agreement at each position of the answer, from 0, and how many answers reach it."""
+
+    student: Positions
+    control: Positions = ()
+    untrained: Positions = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One held-out prompt and what each model wrote."""
+
+    prompt: str
+    teacher: str
+    student: str
+    control: str | None = None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """How far a build differs from the trained model, and how far it may.
+
+    Field names are those of the `parity-receipt` predicate.
+
+    Attributes:
+        kl_nats_per_token: mean KL(model || build); `max_kl` bounds it.
+        max_abs_delta_logprob, mean_abs_delta_logprob: of the tokens of the text, nats.
+    """
+
+    target: str
+    kl_nats_per_token: float
+    top1_agreement: float
+    max_abs_delta_logprob: float
+    mean_abs_delta_logprob: float
+    max_kl: float
+    min_agreement: float
+    tokens: int | None = None
+    file: str | None = None
+    file_bytes: int | None = None
+    engine: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the build keeps its bounds."""
+        return self.kl_nats_per_token <= self.max_kl and self.top1_agreement >= self.min_agreement
+
+
+@dataclass(frozen=True)
+class TeacherModel:
+    """The model that was learnt from.
+
+    Attributes:
+        uri: where its weights came from.
+        sha256: digest of its weights.
+        licence: SPDX expression, None where unknown.
+        hub: its name on the Hugging Face hub, where it has one.
+    """
+
+    name: str
+    uri: str
+    sha256: str
+    licence: str | None = None
+    hub: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A certified data set.
+
+    Attributes:
+        licences: SPDX expression to number of accepted records.
+        reasons: why records were rejected, and how many.
+        head: root of the record tree, 64 hex digits.
+        used: records drawn from it.
+    """
+
+    name: str
+    records: int
+    accepted: int
+    rejected: int
+    licences: Mapping[str, int]
+    head: str
+    reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    used: int | None = None
+    hub: str | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Who signs the release, and how to check it.
+
+    Attributes:
+        signer: SHA-256 of the public key file, 64 hex digits.
+        statements: number of signed statements.
+        command: the one command that verifies the release.
+    """
+
+    signer: str
+    statements: int
+    command: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: how long it took, and the digest of its manifest."""
+
+    name: str
+    seconds: float
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything that the report shows. Nothing here is computed from something else here.
+
+    Attributes:
+        name: of the released model.
+        system: system message that every prompt carries, None for none.
+        teacher, student, untrained, control: quality on the held-out prompts. `untrained` is the
+            student before training, `control` the same student trained by plain cross-entropy.
+        method: how the student was made, one string a paragraph.
+        terms: the terms-verdict predicate.
+        machine: processor, cores, memory, versions: label to value.
+        limits: what the reader must not conclude, one sentence each.
+        recipe: the recipe as run.
+    """
+
+    name: str
+    system: str | None
+    overproof: str
+    teacher_model: TeacherModel
+    teacher: Arm
+    student: Arm
+    untrained: Arm
+    control: Arm | None
+    evaluation: Evaluation
+    speed: Speeds
+    sizes: Sizes
+    training: Training
+    importance: Importance
+    method: tuple[str, ...]
+    agreement_by_position: AgreementByPosition
+    answers: tuple[Answer, ...]
+    receipts: tuple[Receipt, ...]
+    dataset: Dataset
+    heldout: Dataset | None
+    terms: Json
+    proof: Proof
+    stages: tuple[Stage, ...]
+    machine: Mapping[str, str | int | float]
+    limits: tuple[str, ...] = ()
+    recipe: Json = dataclasses.field(default_factory=dict)
+
+
+def clean(text: str) -> str:
+    """The text with characters that cannot be shown or encoded replaced by U+FFFD."""
+    return UNPRINTABLE.sub(REPLACEMENT, text)
+
+
+def plain(value: Any) -> Any:
+    """A fact as JSON: dataclasses by field, numbers that JSON lacks as null, texts cleaned."""
+    if isinstance(value, Receipt):
+        return {**_fields(value), "passed": value.passed}
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    if isinstance(value, Mapping):
+        return {clean(str(key)): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return clean(value) if isinstance(value, str) else value
+
+
+def _fields(value: Any) -> Json:
+    return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}

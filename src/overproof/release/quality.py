@@ -1,0 +1,168 @@
+"""The stages `evaluation` and `speed`: what the report's numbers come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
+from overproof.core.config import Recipe  # noqa: E402
+from overproof.core.console import meter  # noqa: E402
+from overproof.core.digest import pretty  # noqa: E402
+from overproof.release.evaluate import evaluate  # noqa: E402
+from overproof.release.export import write_loaded  # noqa: E402
+from overproof.release.speed import measure  # noqa: E402
+from overproof.release.targets import find  # noqa: E402
+from overproof.student import initial as first  # noqa: E402
+from overproof.student.examples import respell  # noqa: E402
+from overproof.student.vocabulary import Vocabulary  # noqa: E402
+from overproof.teacher.answers import Answers, read  # noqa: E402
+from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.local import Teacher  # noqa: E402
+from overproof.teacher.sample import Drawing, Request, Sampler  # noqa: E402
+
+RESULT = "evaluation.json"
+SPEED_TARGET = "gguf-q8_0"  # teacher and student are timed in the same engine and type
+
+
+def evaluation(
+    load: Callable[[], Teacher],
+    samples: Artifact,
+    arms: Mapping[str, Artifact],
+    recipe: Recipe,
+    resource: Resource,
+    store: Path,
+) -> Artifact:
+    """The stage `evaluation`: every arm against the teacher, and answers side by side.
+
+    Args:
+        arms: `untrained` (the initial student), `student`, and `control` if it was trained.
+    """
+
+    def make(work: Work) -> Json:
+        teacher, answers = load(), read(samples)
+        start = first.load(arms["untrained"].path, teacher)
+        models = {name: first.load_model(arm.path) for name, arm in arms.items()}
+        with meter("evaluating", len(answers.heldout) * len(models), "prompts") as progress:
+            result = evaluate(
+                teacher.model,
+                answers.prefix,
+                answers.heldout,
+                start.vocabulary,
+                models,
+                recipe.evaluate,
+                seed=recipe.seed,
+                length=recipe.train.sequence_length,
+                meter=progress,
+            )
+        shown = answers.heldout[: recipe.evaluate.answers]
+        del models["untrained"]
+        result["answers"] = _side_by_side(teacher, answers, shown, start.vocabulary, models, recipe)
+        result["tokens"] = sum(len(example.answer) for example in answers.heldout)
+        result["prompts"] = len(answers.heldout)
+        (work.folder / RESULT).write_text(pretty(result), encoding="utf-8")
+        return {
+            name: {key: value for key, value in result[name].items() if key != BY_POSITION}
+            for name in ("teacher", *arms)
+        }
+
+    config = {
+        "evaluate": recipe.evaluate.model_dump(),
+        "seed": recipe.seed,
+        "sequence_length": recipe.train.sequence_length,
+        "sample": recipe.sample.model_dump(),
+    }
+    inputs: dict[str, Input] = {"teacher": resource, "samples": samples, **arms}
+    return build(store, "evaluation", inputs=inputs, config=config, make=make)
+
+
+BY_POSITION = "agreement_by_position"
+
+
+def result_of(artifact: Artifact) -> Json:
+    """The numbers of a finished evaluation."""
+    found: Json = json.loads(artifact.file(RESULT).read_bytes())
+    return found
+
+
+def _side_by_side(
+    teacher: Teacher,
+    answers: Answers,
+    shown: Sequence[Example],
+    vocabulary: Vocabulary,
+    models: Mapping[str, Any],
+    recipe: Recipe,
+) -> list[Json]:
+    """The same prompts answered by each model, drawn with the same settings and seeds."""
+    head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
+    prompts = [respell(Example(one.key, one.prompt, ()), vocabulary).tokens for one in shown]
+    requests = [
+        Request.make(one.key, ids, recipe.seed) for one, ids in zip(shown, prompts, strict=True)
+    ]
+    drawing = Drawing.of(
+        recipe.sample.model_copy(update={"batch": len(shown)}),
+        tuple(int(vocabulary.student_ids_U[token]) for token in teacher.stop_ids),
+    )
+    said: dict[str, dict[str, str]] = {}
+    for name, model in models.items():
+        places = len(head) + max(map(len, prompts)) + 32 + recipe.sample.max_new_tokens
+        drawn = Sampler(model, head, drawing, places).draw(requests)
+        said[name] = {request.key: vocabulary.tokenizer.decode(tokens) for request, tokens in drawn}
+    return [
+        {
+            "prompt": _user_text(teacher, one),
+            "teacher": teacher.tokenizer.decode(one.answer, skip_special_tokens=True).strip(),
+            **{name: texts[one.key].strip() for name, texts in said.items()},
+        }
+        for one in shown
+    ]
+
+
+def _user_text(teacher: Teacher, example: Example) -> str:
+    """The customer's words out of a rendered prompt: what stands before the turn's end."""
+    text = teacher.tokenizer.decode(example.prompt, skip_special_tokens=False)
+    stop = teacher.tokenizer.decode([teacher.stop_ids[0]])
+    return str(text).split(stop)[0].strip()
+
+
+def speed(
+    load: Callable[[], Teacher], export: Artifact, resource: Resource, store: Path
+) -> Artifact:
+    """The stage `speed`: teacher and student in turn, in the same engine and type.
+
+    Speeds differ from run to run, so they are measured times of the manifest, not facts of it.
+    """
+
+    def make(work: Work) -> Json:
+        teacher = load()
+        target = find(SPEED_TARGET)
+        file = work.scratch("teacher.gguf")
+        if not file.is_file():
+            write_loaded(target, teacher.model, teacher.tokenizer, file)
+        student = next(
+            export.path / entry["name"]
+            for entry in export.manifest["files"]
+            if entry["name"].startswith(f"{SPEED_TARGET}/") and entry["name"].endswith(".gguf")
+        )
+        found = measure({"teacher": file, "student": student})
+        work.measured.update({name: one.to_json() for name, one in found.items()})
+        return {"target": SPEED_TARGET}
+
+    inputs: dict[str, Input] = {"export": export, "teacher": resource}
+    return build(store, "speed", inputs=inputs, config={"target": SPEED_TARGET}, make=make)
+
+
+def heldout_texts(
+    load: Callable[[], Teacher], samples: Artifact, initial: Artifact
+) -> list[list[int]]:
+    """Held-out conversations in the student's tokens, for the parity receipts."""
+    teacher, answers = load(), read(samples)
+    vocabulary = first.load(initial.path, teacher).vocabulary
+    head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
+    return [head + respell(example, vocabulary).tokens for example in answers.heldout]

@@ -1,0 +1,205 @@
+"""The report of a release: `report.json` for machines, `report.html` for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from overproof.core.artifact import disk_error, write_atomic
+from overproof.core.digest import pretty
+from overproof.release import charts, words
+from overproof.release.conclusion import METRICS, Conclusion, conclude
+from overproof.release.facts import Json, Layer, ReportFacts, Run, clean, plain
+
+JSON_FILE, PAGE_FILE = "report.json", "report.html"
+TEMPLATES = Path(__file__).with_name("templates")
+
+# What `overproof verify` says of a release that passes under a pinned key (trust/claims.py).
+CLAIMS = (
+    ("the pinned key signed it", "proved"),
+    ("no file was changed, added or taken away", "proved"),
+    ("no statement is missing from the signer's log", "proved"),
+    ("every input of every stage is accounted for, back to data, teacher and code", "proved"),
+    ("the notices that the teacher's terms demand are in the release", "proved"),
+    ("the teacher and the training data are those named here", "attested"),
+    ("the teacher's terms permit this use", "attested"),
+    ("the numbers of this report were measured as described", "attested"),
+    ("the training steps give this model when run again", "unknown"),
+    ("somebody other than the signer saw the log", "unknown"),
+)
+VERDICTS = {
+    "allow": "permitted",
+    "allow_with": "permitted, with obligations",
+    "needs_approval": "needs an approval",
+    "deny": "not permitted",
+    "unknown": "unknown, treated as not permitted",
+}
+LEVELS = (
+    ("proved", "recomputed by the reader's own machine when the command runs"),
+    ("replayed", "executed again by the reader's machine, with the same result"),
+    ("attested", "signed by the releaser, not checked again: his word, which he cannot change "
+     "later unnoticed"),
+    ("unknown", "nobody vouches for it, or it was not looked at"),
+)  # fmt: skip
+LIMITS = (
+    "The numbers hold for the held-out prompts of this task; elsewhere the student may be far "
+    "worse.",
+    "Agreement with the teacher is not correctness: the student repeats the teacher's mistakes.",
+    "The intervals cover the choice of prompts, not other seeds: each arm was trained once.",
+    "The student was trained on KL and the control arm on the teacher's text, so KL favours the "
+    "student and perplexity the control arm. Read both.",
+    "Speed and memory are those of one machine and one engine.",
+)
+
+
+def write_report(facts: ReportFacts, folder: Path) -> None:
+    """Write `report.json` and `report.html`. Equal facts give equal bytes.
+
+    Raises:
+        StageError: the folder cannot be written, or the disk is full.
+    """
+    data = pretty(to_json(facts)).encode()
+    page = render(facts).encode()
+    try:
+        write_atomic(folder / JSON_FILE, data)
+        write_atomic(folder / PAGE_FILE, page)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+
+
+def to_json(facts: ReportFacts) -> Json:
+    """The content of `report.json`: the facts by field, and the verdict.
+
+    Numbers that JSON cannot hold (an infinite perplexity) are null.
+    """
+    body: Json = plain(facts)
+    return {**body, "verdict": plain(conclude(facts)), "limits": list(all_limits(facts))}
+
+
+def all_limits(facts: ReportFacts) -> tuple[str, ...]:
+    """The limits of every report, then those of this one."""
+    return (*LIMITS, *facts.limits)
+
+
+def render(facts: ReportFacts) -> str:
+    """The content of `report.html`: one file that fetches nothing and runs no script."""
+    drawn = {name: Markup(svg) for name, svg in charts.all_charts(facts).items()}  # noqa: S704
+    page: str = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            facts=facts,
+            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+            charts=drawn,
+            arms=arms(facts),
+            metrics=METRICS,
+            conclusion=conclude(facts),
+            runs=runs(facts),
+            dropped=dropped(facts),
+            headline=headline(facts),
+            claims=CLAIMS,
+            levels=LEVELS,
+            verdict_words=VERDICTS,
+            limits=all_limits(facts),
+            recipe=pretty(plain(facts.recipe)) if facts.recipe else "",
+        )
+    )
+    return page
+
+
+def arms(facts: ReportFacts) -> list[tuple[str, str, Any]]:
+    """Key, label and numbers of each model in the quality table, best known first."""
+    rows = [
+        ("teacher", "Teacher", facts.teacher),
+        ("student", "Student", facts.student),
+        ("control", "Control arm", facts.control),
+        ("untrained", "Untrained student", facts.untrained),
+    ]
+    return [(key, label, arm) for key, label, arm in rows if arm is not None]
+
+
+def runs(facts: ReportFacts) -> list[tuple[str, Run]]:
+    """Label and numbers of each training run."""
+    rows = [("Student", facts.training.student), ("Control arm", facts.training.control)]
+    return [(label, run) for label, run in rows if run is not None]
+
+
+def dropped(facts: ReportFacts) -> list[Layer]:
+    """The dropped layers: in the order in which they went, where there is one."""
+    gone = [layer for layer in facts.importance.layers if not layer.kept]
+    return sorted(gone, key=lambda layer: (layer.order or 0, layer.layer))
+
+
+def headline(facts: ReportFacts) -> list[tuple[str, str, str]]:
+    """The four numbers that a hurried reader needs: label, number, what to compare it with."""
+    return list(_headline(facts))
+
+
+def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
+    sizes, speed = facts.sizes, facts.speed
+    share = sizes.student.parameters / max(sizes.teacher.parameters, 1)
+    yield (
+        "Size",
+        f"{words.parameters(sizes.student.parameters)} parameters",
+        f"{words.percent(share)} of the teacher's {words.parameters(sizes.teacher.parameters)}",
+    )
+    fast, slow = speed.student.decode_tokens_per_second, speed.teacher.decode_tokens_per_second
+    yield (
+        "Decode speed",
+        f"{words.ratio(fast, slow)} the teacher",
+        f"{words.measured(fast)} against {words.measured(slow)} tokens per second",
+    )
+    small, big = speed.student.peak_memory_bytes, speed.teacher.peak_memory_bytes
+    yield (
+        "Peak memory",
+        words.size(small),
+        f"{words.percent(small / big) if big else words.NONE} of the teacher's {words.size(big)}",
+    )
+    agreement = facts.student.top1_agreement
+    if agreement is not None:
+        yield (
+            "Agreement with the teacher",
+            words.percent(agreement.value),
+            f"of tokens, interval {words.percent(agreement.low)} to {words.percent(agreement.high)}",
+        )
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The template engine: everything is escaped, an unknown name is an error."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    for filter_ in (
+        words.measured,
+        words.percent,
+        words.count,
+        words.size,
+        words.parameters,
+        words.duration,
+    ):
+        found.filters[filter_.__name__] = filter_
+    found.globals["ratio"] = words.ratio
+    found.filters["link"] = link
+    return found
+
+
+def link(target: str) -> Markup:
+    """A web address as a link that opens nothing by itself; any other text as text."""
+    text = clean(str(target))
+    if not text.startswith(("https://", "http://")):
+        return Markup.escape(text)
+    return Markup('<a href="{}" rel="noopener noreferrer">{}</a>').format(text, text)
+
+
+__all__ = ["Conclusion", "ReportFacts", "conclude", "render", "to_json", "write_report"]

@@ -1,0 +1,82 @@
+"""Training as a stage: the student, and the control arm that says whether distilling helped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from overproof.core.artifact import Artifact, Json, Work, build
+from overproof.core.config import Recipe
+from overproof.core.console import meter
+from overproof.student import initial as first
+from overproof.student.examples import build_train_set
+from overproof.student.train import train
+from overproof.teacher.answers import read
+from overproof.teacher.local import Teacher
+from overproof.teacher.signals import read_signals
+
+LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
+
+
+def student(
+    load: Callable[[], Teacher],
+    start: Artifact,
+    samples: Artifact,
+    signals: Artifact,
+    recipe: Recipe,
+    store: Path,
+) -> Artifact:
+    """The stage `student`: forward KL from the cached signals."""
+    inputs = {"initial": start, "samples": samples, "signals": signals}
+    return _arm("student", load, inputs, recipe, store)
+
+
+def control(
+    load: Callable[[], Teacher], start: Artifact, samples: Artifact, recipe: Recipe, store: Path
+) -> Artifact:
+    """The stage `control`: the same student and steps, cross-entropy on the teacher's text."""
+    return _arm("control", load, {"initial": start, "samples": samples}, recipe, store)
+
+
+def _arm(
+    kind: str,
+    load: Callable[[], Teacher],
+    inputs: dict[str, Artifact],
+    recipe: Recipe,
+    store: Path,
+) -> Artifact:
+    def make(work: Work) -> Json:
+        answers = read(inputs["samples"])
+        start = first.load(inputs["initial"].path, load())
+        signals = read_signals(inputs["signals"].path) if "signals" in inputs else None
+        data = build_train_set(answers.prefix, answers.train, start.vocabulary, signals)
+        del signals
+        with meter(f"training {kind}", recipe.train.steps, "steps") as progress:
+            done = train(
+                start.model,
+                data,
+                recipe.train,
+                recipe.seed,
+                work.scratch("train"),
+                progress,
+            )
+            steps_per_second = progress.rate
+        work.measured["tokens_per_second"] = round(
+            steps_per_second * done.tokens / recipe.train.steps, 1
+        )
+        first.save_model(start.model.to(torch.bfloat16), work.folder)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if (inputs["initial"].path / name).is_file():
+                shutil.copyfile(inputs["initial"].path / name, work.folder / name)
+        return {
+            "steps": recipe.train.steps,
+            "tokens": done.tokens,
+            "workers": done.workers,
+            "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
+        }
+
+    config = {"train": recipe.train.model_dump(exclude={"control"}), "seed": recipe.seed}
+    return build(store, kind, inputs=inputs, config=config, make=make)

@@ -1,0 +1,227 @@
+"""The initial student as an artifact: choose, cut, repair, save; and load it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
+
+from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
+from overproof.core.config import Recipe, StudentConfig  # noqa: E402
+from overproof.core.console import meter  # noqa: E402
+from overproof.core.digest import pretty  # noqa: E402
+from overproof.data.pack import pack  # noqa: E402
+from overproof.student import shape  # noqa: E402
+from overproof.student.examples import respell  # noqa: E402
+from overproof.student.vocabulary import Vocabulary, trim  # noqa: E402
+from overproof.teacher.answers import read  # noqa: E402
+from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.local import Teacher  # noqa: E402
+from overproof.teacher.signals import Signals, answer_mask, read_signals  # noqa: E402
+
+TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
+REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
+ARRAYS, SHAPE = "vocabulary.npz", "shape.json"
+
+
+@dataclass(frozen=True)
+class Initial:
+    """An initial student: the model, its vocabulary and what was measured on the way."""
+
+    model: Any
+    vocabulary: Vocabulary
+    facts: dict[str, Any]
+
+
+def make(
+    teacher: Teacher,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    signals: Signals,
+    config: StudentConfig,
+    length: int,
+) -> Initial:
+    """Shape the student from the teacher.
+
+    1. Trim the vocabulary to the task.
+    2. Choose the layers that stay.
+    3. Cut, and repair in closed form.
+
+    Args:
+        examples, signals: the teacher's training answers and its distributions there.
+        length: tokens a packed sequence.
+    """
+    shape.require_decoder(teacher.model)
+    # 1.
+    control = set(teacher.tokenizer.all_special_tokens)
+    mass = _mass(teacher, prefix, examples, signals)
+    vocabulary = trim(teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control)
+    # 2.
+    half = teacher.half()
+    calibration = _calibration(prefix, examples, signals, config.calibration_tokens, length)
+    total = len(teacher.model.model.layers)
+    trials = sum(range(config.layers + 1, total + 1))
+    with meter("measuring layers", trials, "layers") as progress:
+        kept, removals = shape.choose_layers(half, config, calibration, progress)
+    del half
+    # 3.
+    student = shape.cut(teacher.model, kept, vocabulary)
+    head = [piece for token in prefix for piece in vocabulary.pieces(token)]
+    texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
+    batch = pack(head, texts, length)
+    with meter("repairing layers", len(kept), "layers") as progress:
+        errors = shape.repair(student, teacher.model, kept, batch, vocabulary, progress.advance)
+    facts = {
+        "kept_layers": kept,
+        "removals": [{"layer": one.layer, "kl_nats_per_token": one.kl} for one in removals],
+        "state_error_after_repair": errors,
+        "vocabulary": vocabulary.size,
+        "parameters": sum(p.numel() for p in student.parameters()),
+    }
+    return Initial(student, vocabulary, facts)
+
+
+def initial(
+    load: Callable[[], Teacher],
+    samples: Artifact,
+    signals: Artifact,
+    recipe: Recipe,
+    resource: Resource,
+    store: Path,
+) -> Artifact:
+    """The stage `initial`: the student before its first step."""
+
+    def make_it(work: Work) -> Json:
+        teacher, answers = load(), read(samples)
+        made = make(
+            teacher,
+            answers.prefix,
+            answers.train,
+            read_signals(signals.path),
+            recipe.student,
+            recipe.train.sequence_length,
+        )
+        save(made, teacher, work.folder)
+        return made.facts
+
+    config = {
+        "student": recipe.student.model_dump(exclude={"name"}),
+        "sequence_length": recipe.train.sequence_length,
+    }
+    inputs: dict[str, Input] = {"teacher": resource, "samples": samples, "signals": signals}
+    return build(store, "initial", inputs=inputs, config=config, make=make_it)
+
+
+def save(initial: Initial, teacher: Teacher, folder: Path) -> None:
+    """Write the model, its tokenizer, and the vocabulary's map."""
+    save_model(initial.model, folder)
+    save_tokenizer(initial.vocabulary.tokenizer, teacher, folder)
+    np.savez(
+        folder / ARRAYS,
+        teacher_ids=initial.vocabulary.teacher_ids_V,
+        student_ids=initial.vocabulary.student_ids_U,
+        kept=initial.vocabulary.kept_U,
+    )
+    (folder / SHAPE).write_text(pretty(initial.facts), encoding="utf-8")
+
+
+def load(folder: Path, teacher: Teacher) -> Initial:
+    """Read what `save` wrote."""
+    arrays = np.load(folder / ARRAYS)
+    texts = {number: text for text, number in teacher.tokenizer.get_vocab().items()}
+    vocabulary = Vocabulary(
+        Tokenizer.from_file(str(folder / "tokenizer.json")),
+        arrays["teacher_ids"],
+        arrays["student_ids"],
+        arrays["kept"],
+        texts,
+    )
+    facts = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
+    return Initial(load_model(folder), vocabulary, facts)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Weights and configuration, as transformers reads them; fp32, to resume from exactly."""
+    config = model.config
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+    model.save_pretrained(folder)
+
+
+def load_model(folder: Path) -> Any:
+    """A saved model in fp32, evaluation mode."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def save_tokenizer(tokenizer: Tokenizer, teacher: Teacher, folder: Path) -> None:
+    """The trimmed tokenizer with the teacher's chat template and control tokens."""
+    original = teacher.tokenizer
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=original.bos_token,
+        eos_token=original.eos_token,
+        pad_token=original.pad_token,
+        chat_template=original.chat_template,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+
+
+def _mass(
+    teacher: Teacher, prefix: Sequence[int], examples: Sequence[Example], signals: Signals
+) -> NDArray[np.float64]:
+    """How much the task needs each teacher token: the teacher's probability, and its use."""
+    size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
+    ids = signals.ids_NK.numpy().ravel()
+    mass: NDArray[np.float64] = np.bincount(
+        ids, signals.log_probs_NK.float().exp().numpy().ravel(), size
+    )
+    text = np.fromiter((token for one in examples for token in one.tokens), np.int64)
+    mass += TEXT_WEIGHT * np.bincount(text, minlength=size)
+    mass[list(prefix)] += len(examples)  # every conversation begins with them
+    return mass
+
+
+def _few(examples: Sequence[Example], tokens: int) -> list[Example]:
+    """The first examples that hold about so many tokens."""
+    chosen, total = [], 0
+    for example in examples:
+        chosen.append(example)
+        total += len(example.tokens)
+        if total >= tokens:
+            break
+    return chosen
+
+
+def _calibration(
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    signals: Signals,
+    tokens: int,
+    length: int,
+) -> shape.Calibration:
+    few = _few(examples, tokens)
+    batch = pack(prefix, [example.tokens for example in few], length)
+    wanted = answer_mask(few)
+    picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
+    number = torch.from_numpy((np.cumsum(wanted) - 1)[batch.source_RT[picked]])
+    return shape.Calibration(
+        batch,
+        torch.from_numpy(picked),
+        signals.ids_NK[number].long(),
+        signals.log_probs_NK[number].float().exp(),
+    )

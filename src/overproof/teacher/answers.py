@@ -1,0 +1,152 @@
+"""The teacher's answers as an artifact: the stage `samples`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
+from overproof.core.config import Recipe
+from overproof.core.console import meter
+from overproof.core.errors import UsageError
+from overproof.data import dataset
+from overproof.teacher.example import Example
+from overproof.teacher.local import Teacher
+from overproof.teacher.sample import Drawing, Journal, Request, draw_all
+
+TRAIN, HELDOUT, PREFIX = "train.jsonl", "heldout.jsonl", "prefix.json"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the teacher said, in its own tokens.
+
+    Attributes:
+        prefix: tokens that every conversation starts with.
+    """
+
+    prefix: tuple[int, ...]
+    train: list[Example]
+    heldout: list[Example]
+
+
+def sample(
+    load: Callable[[], Teacher],
+    train: Artifact,
+    heldout: Artifact,
+    resource: Resource,
+    terms: Artifact,
+    recipe: Recipe,
+    store: Path,
+) -> Artifact:
+    """Answer the prompts of both splits with the teacher.
+
+    1. Draw the prompts by the recipe's seed; render them with the teacher's chat template.
+    2. Draw the answers; each is kept in a journal as soon as it ends.
+    3. Write them in the order of the prompts.
+
+    Args:
+        load: loads the teacher, called only if there is something to do.
+        terms: the verdict that permits it; an input, so that the proof shows it came first.
+
+    Raises:
+        UsageError: a record is no single prompt.
+        StageError: a worker died.
+    """
+
+    def make(work: Work) -> Json:
+        # 1.
+        teacher = load()
+        wanted = {
+            TRAIN: _prompts(train, recipe.sample.prompts, recipe.seed),
+            HELDOUT: _prompts(heldout, recipe.sample.heldout_prompts, recipe.seed),
+        }
+        rendered = {
+            key: teacher.prompt_ids(prompt, recipe.teacher.system)
+            for split in wanted.values()
+            for key, prompt in split
+        }
+        prefix = _shared(list(rendered.values()))
+        requests = [
+            Request.make(key, ids[len(prefix) :], recipe.seed) for key, ids in rendered.items()
+        ]
+        # 2.
+        drawing = Drawing.of(recipe.sample, teacher.stop_ids)
+        journal = Journal(work.scratch("journal.jsonl"))
+        expected = len(requests) * recipe.sample.max_new_tokens
+        with meter("sampling", expected, "tokens") as progress:
+            answers = draw_all(teacher.half(), prefix, requests, drawing, journal, progress)
+            work.measured["tokens_per_second"] = round(progress.rate, 1)
+        journal.close()
+        # 3.
+        for name, split in wanted.items():
+            rows = [
+                {"key": key, "prompt": rendered[key][len(prefix) :], "answer": answers[key]}
+                for key, _ in split
+            ]
+            (work.folder / name).write_text(
+                "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+            )
+        (work.folder / PREFIX).write_text(json.dumps(list(prefix)), encoding="utf-8")
+        return {
+            "train": len(wanted[TRAIN]),
+            "heldout": len(wanted[HELDOUT]),
+            "tokens": sum(map(len, answers.values())),
+            "prefix_tokens": len(prefix),
+        }
+
+    config = {
+        "sample": recipe.sample.model_dump(),
+        "system": recipe.teacher.system,
+        "seed": recipe.seed,
+    }
+    inputs: dict[str, Input] = {
+        "teacher": resource,
+        "terms": terms,
+        "train": train,
+        "heldout": heldout,
+    }
+    return build(store, "samples", inputs=inputs, config=config, make=make)
+
+
+def read(samples: Artifact) -> Answers:
+    """The answers of a finished stage."""
+    prefix = json.loads(samples.file(PREFIX).read_bytes())
+    return Answers(tuple(prefix), *(_examples(samples, name) for name in (TRAIN, HELDOUT)))
+
+
+def _examples(samples: Artifact, name: str) -> list[Example]:
+    with samples.file(name).open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    return [Example(row["key"], tuple(row["prompt"]), tuple(row["answer"])) for row in rows]
+
+
+def _prompts(records: Artifact, count: int, seed: int) -> list[tuple[str, str]]:
+    """Key and text of `count` prompts, drawn by seed; all of them if there are fewer."""
+    rows = list(dataset.rows(records))
+    order = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return [(rows[index].key, _prompt(rows[index])) for index in order]
+
+
+def _prompt(row: dataset.Row) -> str:
+    messages = row.record.messages
+    if messages is None or len(messages) != 1 or messages[0].role != "user":
+        raise UsageError(
+            "the teacher can only answer records that are one prompt",
+            details=[f"record {row.key} is something else"],
+            hint="give records with a field `prompt`",
+        )
+    return messages[0].content
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The tokens that all prompts start with; each keeps at least one of its own."""
+    first, last = min(prompts), max(prompts)  # what these two share, all share
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    shortest = min(map(len, prompts))
+    return tuple(token for token, _ in itertools.islice(same, shortest - 1))
