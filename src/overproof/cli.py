@@ -188,7 +188,7 @@ def distill(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Distil a flash model from a teacher: certify, sample, train, evaluate, export, prove.
+    """The main job, stage after stage: from records and a teacher to a release with its proof.
 
     Run it again after a stop: finished work is kept.
 
