@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from overproof.release.facts import Arm, Importance, Interval, Positions, ReportFacts, Run
 
@@ -28,6 +30,7 @@ WIDTH_INCHES, HEIGHT_INCHES = 5.6, 3.5  # 403 by 252 points: one column of the p
 TALL_INCHES = 4.4
 MAX_POINTS = 240  # points drawn of a curve; longer ones are averaged in equal bins
 MIN_ANSWERS = 10  # positions that fewer answers reach are not drawn: their share is noise
+LABEL_CHARACTERS = 32  # of a line beside an axis
 BIN_POSITIONS = 4  # neighbouring positions averaged, weighted by answers
 
 # Stand-ins, each replaced by the CSS variable of its name with the light value as fallback.
@@ -42,7 +45,8 @@ VARIABLES = {
     CONTROL: ("control", "#d55e00"),
     UNTRAINED: ("untrained", "#8a6f9e"),
 }
-SETTINGS: dict[str, Any] = {
+# Typed loosely: the names of matplotlib's settings differ between its versions.
+SETTINGS: Any = {
     "svg.hashsalt": "overproof",
     "svg.fonttype": "none",
     # Measured with the font that matplotlib ships, so that every machine draws the same.
@@ -73,6 +77,7 @@ SETTINGS: dict[str, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "path.simplify": False,
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
 }
 
 
@@ -118,11 +123,12 @@ def _loss_panel(axes: Axes, series: Series, run: Run) -> None:
     axes.plot(steps, losses, color=series.colour, linestyle="-")
     axes.set_title(f"{series.label}: {run.objective}", loc="left", color=series.colour)
     axes.set_ylabel("nats per token")
-    # The first steps can be ten times the rest; on a linear axis they would hide it.
-    finite = losses[np.isfinite(losses)]
-    if finite.size and finite.max() > 2 * np.median(finite):
-        axes.set_ylim(0.9 * float(finite.min()), 2 * float(np.median(finite)))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    # The first steps can be twenty times the last; on a linear axis they would hide them.
+    if losses.size and float(losses.min()) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def quality_against_speed(facts: ReportFacts) -> str | None:
@@ -155,7 +161,7 @@ def quality_against_speed(facts: ReportFacts) -> str | None:
         _direct_labels(axes, points)
         axes.set_xlabel(f"decode speed, tokens per second ({speed.student.type})")
         axes.set_ylabel("top-1 agreement with the teacher")
-        axes.set_xlim(0, 1.45 * max(rate for _, _, rate in points))
+        axes.set_xlim(0, 1.6 * max(rate for _, _, rate in points))
         axes.set_ylim(-0.06, 1.08)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
@@ -225,7 +231,7 @@ def importance_bars(importance: Importance) -> str | None:
             )  # fmt: skip
         _mark_layers(axes, importance, top)
         axes.set_xlabel("layer of the teacher, counted from 0")
-        axes.set_ylabel(importance.score)
+        axes.set_ylabel("\n".join(textwrap.wrap(importance.score, LABEL_CHARACTERS)))
         axes.set_xlim(-0.7, max(layer.layer for layer in importance.layers) + 0.7)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=False, axis="x")
@@ -251,7 +257,7 @@ def _mark_layers(axes: Axes, importance: Importance, top: float) -> None:
 def _thinned(x: Sequence[int], y: Sequence[float]) -> tuple[Any, Any]:
     """At most `MAX_POINTS` points: means of equal bins."""
     edges = np.linspace(0, len(x), min(len(x), MAX_POINTS) + 1).astype(int)
-    bins = list(zip(edges[:-1], edges[1:], strict=True))
+    bins = list(itertools.pairwise(edges))
     steps, values = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     return (
         np.array([steps[a:b].mean() for a, b in bins]),

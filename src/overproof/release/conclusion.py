@@ -19,13 +19,9 @@ class Metric:
     field: str
     heading: str
     unit: str
+    label: str
     higher_is_better: bool
     share: bool = False
-
-    @property
-    def label(self) -> str:
-        """Name with unit."""
-        return f"{self.heading}, {self.unit}"
 
     def of(self, arm: Arm) -> Interval | None:
         """The number of one arm."""
@@ -42,19 +38,47 @@ class Metric:
 
 
 METRICS = (
-    Metric("kl_nats_per_token", "KL to the teacher", "nats per token", higher_is_better=False),
-    Metric("top1_agreement", "Top-1 agreement", "of tokens", higher_is_better=True, share=True),
-    Metric("perplexity", "Perplexity", "of the teacher's text", higher_is_better=False),
+    Metric(
+        "kl_nats_per_token",
+        "KL to the teacher",
+        "nats per token",
+        "KL to the teacher, nats per token",
+        higher_is_better=False,
+    ),
+    Metric(
+        "top1_agreement",
+        "Top-1 agreement",
+        "share of tokens",
+        "top-1 agreement",
+        higher_is_better=True,
+        share=True,
+    ),
+    Metric(
+        "perplexity",
+        "Perplexity",
+        "of the teacher's text",
+        "perplexity of the teacher's text",
+        higher_is_better=False,
+    ),
+)
+BELOW = (
+    ". It does not count: one of the two is below the teacher's own perplexity, as happens where "
+    "answers were drawn at a temperature below 1, and lower is then no longer closer"
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The student against another arm by one metric."""
+    """The student against another arm by one metric.
+
+    Attributes:
+        counts: whether it says anything on closeness to the teacher, see `compare`.
+    """
 
     metric: Metric
     student: Interval
     other: Interval
+    counts: bool = True
 
     @property
     def order(self) -> Order:
@@ -77,7 +101,8 @@ class Comparison:
             "worse": f"the student is worse than {other}",
             "unclear": "the intervals overlap, so no difference is shown",
         }[self.order]
-        return f"{self.metric.label}: {numbers}; {ending}."
+        label = self.metric.label[0].upper() + self.metric.label[1:]
+        return f"{label}: {numbers}; {ending}{'' if self.counts else BELOW}."
 
 
 @dataclass(frozen=True)
@@ -97,20 +122,27 @@ class Conclusion:
     sentences: tuple[str, ...]
 
 
-def compare(student: Arm, other: Arm) -> tuple[Comparison, ...]:
-    """The student against another arm, by every metric that both have."""
+def compare(student: Arm, other: Arm, teacher: Arm) -> tuple[Comparison, ...]:
+    """The student against another arm, by every metric that both have.
+
+    Lower perplexity means closer to the teacher only down to the teacher's own. Where either
+    arm is below that, the comparison is shown and does not count.
+    """
     found = []
     for metric in METRICS:
-        mine, theirs = metric.of(student), metric.of(other)
-        if mine is not None and theirs is not None:
-            found.append(Comparison(metric, mine, theirs))
+        mine, theirs, own = metric.of(student), metric.of(other), metric.of(teacher)
+        if mine is None or theirs is None:
+            continue
+        below = own is not None and min(mine.value, theirs.value) < own.value
+        counts = metric.higher_is_better or not below
+        found.append(Comparison(metric, mine, theirs, counts))
     return tuple(found)
 
 
 def outcome(comparisons: tuple[Comparison, ...]) -> Outcome:
     """What several comparisons say together."""
-    orders = {comparison.order for comparison in comparisons}
-    if not comparisons:
+    orders = {comparison.order for comparison in comparisons if comparison.counts}
+    if not orders:
         return "not measured"
     if {"better", "worse"} <= orders:
         return "mixed"
@@ -120,13 +152,11 @@ def outcome(comparisons: tuple[Comparison, ...]) -> Outcome:
 
 
 HEADLINES: dict[Outcome, str] = {
-    "helped": "Distillation helped, by {better} of {all} measures: learning from the teacher's "
-    "distribution brought the student closer to the teacher than equal training on the teacher's "
-    "text alone.",
-    "hurt": "Distillation did not help: by {worse} of {all} measures the control arm, trained on the "
-    "teacher's text alone, came closer to the teacher.",
-    "mixed": "Mixed: the student is better than the control arm by {better} of {all} measures and "
-    "worse by {worse}.",
+    "helped": "Distillation helped, judged by {better}: learning from the teacher's distribution "
+    "brought the student closer to the teacher than equal training on the teacher's text alone.",
+    "hurt": "Distillation did not help, judged by {worse}: equal training on the teacher's text "
+    "alone brought the control arm closer to the teacher.",
+    "mixed": "Mixed: the student is better than the control arm by {better}, and worse by {worse}.",
     "not shown": "Not shown: student and control arm cannot be told apart on these prompts, so "
     "this run gives no evidence that distillation helped.",
     "not measured": "Not measured: without a control arm this report cannot say whether "
@@ -143,22 +173,27 @@ def conclude(facts: ReportFacts) -> Conclusion:
     """
     sentences: list[str] = []
     # 1.
-    against = compare(facts.student, facts.control) if facts.control else ()
+    against = compare(facts.student, facts.control, facts.teacher) if facts.control else ()
     sentences += [found.sentence("the control arm") for found in against]
     # 2.
     if against:
         sentences.append(_budget(facts.training.student, facts.training.control))
     # 3.
-    sentences.append(_training(compare(facts.student, facts.untrained)))
+    sentences.append(_training(compare(facts.student, facts.untrained, facts.teacher)))
     result = outcome(against)
     return Conclusion(result, _headline(result, against), tuple(sentences))
 
 
 def _headline(result: Outcome, against: tuple[Comparison, ...]) -> str:
-    orders = [comparison.order for comparison in against]
     return HEADLINES[result].format(
-        better=orders.count("better"), worse=orders.count("worse"), all=len(orders)
+        better=_names(against, "better"), worse=_names(against, "worse")
     )
+
+
+def _names(against: tuple[Comparison, ...], order: Order) -> str:
+    names = [one.metric.label for one in against if one.counts and one.order == order]
+    names = [name.partition(",")[0] for name in names]
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _budget(student: Run, control: Run | None) -> str:
@@ -170,9 +205,9 @@ def _budget(student: Run, control: Run | None) -> str:
             f"{student.tokens:,} tokens."
         )
     return (
-        f"The budgets differ: student {student.steps:,} steps on {student.tokens:,} tokens, control "
-        f"arm {control.steps:,} steps on {control.tokens:,} tokens. Part of a difference may come "
-        "from that."
+        f"The budgets differ: student {student.steps:,} steps on {student.tokens:,} tokens, "
+        f"control arm {control.steps:,} steps on {control.tokens:,} tokens. Part of a "
+        "difference may come from that."
     )
 
 

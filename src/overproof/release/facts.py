@@ -11,9 +11,9 @@ from typing import Any
 
 Json = dict[str, Any]
 
-# Characters that no page or JSON file can carry whole: C0 and C1 controls (tab and line feed
-# stay), and halves of surrogate pairs, which have no UTF-8 form.
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# Characters that would damage a page: C0 and C1 controls (tab and line feed stay), halves of
+# surrogate pairs (no UTF-8 form), and the controls that reorder text on a screen (UAX 9).
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 

@@ -142,30 +142,31 @@ def headline(facts: ReportFacts) -> list[tuple[str, str, str]]:
 
 def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
     sizes, speed = facts.sizes, facts.speed
-    share = sizes.student.parameters / max(sizes.teacher.parameters, 1)
+    big, small = sizes.teacher.parameters, sizes.student.parameters
     yield (
-        "Size",
-        f"{words.parameters(sizes.student.parameters)} parameters",
-        f"{words.percent(share)} of the teacher's {words.parameters(sizes.teacher.parameters)}",
+        "Parameters",
+        words.parameters(small),
+        f"{words.percent(small / max(big, 1))} of the teacher's {words.parameters(big)}",
     )
     fast, slow = speed.student.decode_tokens_per_second, speed.teacher.decode_tokens_per_second
     yield (
         "Decode speed",
-        f"{words.ratio(fast, slow)} the teacher",
-        f"{words.measured(fast)} against {words.measured(slow)} tokens per second",
+        words.ratio(fast, slow),
+        f"the teacher's: {words.measured(fast)} against {words.measured(slow)} tokens per second",
     )
     small, big = speed.student.peak_memory_bytes, speed.teacher.peak_memory_bytes
     yield (
         "Peak memory",
         words.size(small),
-        f"{words.percent(small / big) if big else words.NONE} of the teacher's {words.size(big)}",
+        f"{words.percent(small / max(big, 1))} of the teacher's {words.size(big)}",
     )
-    agreement = facts.student.top1_agreement
-    if agreement is not None:
+    found = facts.student.top1_agreement
+    if found is not None:
+        low, high = words.percent(found.low), words.percent(found.high)
         yield (
             "Agreement with the teacher",
-            words.percent(agreement.value),
-            f"of tokens, interval {words.percent(agreement.low)} to {words.percent(agreement.high)}",
+            words.percent(found.value),
+            f"of tokens, interval {low} to {high}",
         )
 
 
