@@ -7,7 +7,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from overproof.core.console import meter
 from overproof.core.errors import StageError
 from overproof.release.engine import Engine, read_header, version
 
-ROUNDS = 3  # of each file and setting; the median is reported
+ROUNDS = 3  # of each file; the median is reported
 PREFILL_TOKENS = 256  # about a conversation of the demo
 DECODE_TOKENS = 64  # about an answer of the demo
-WARM_TOKENS = 8  # decoded before the clock counts: page faults of the first pass
+WARM_TOKENS = 4  # decoded before the clock counts: page faults of the first pass
+TRIAL_TOKENS = 16  # read and written to choose the number of threads
 CONTEXT = 512  # tokens; bounds the cache of keys and values, which memory includes
-CHILD_SECONDS = 300  # a child that takes longer is given up
+TRIAL_SECONDS = 20  # a number of threads that takes longer is no choice: the machine is busy
+RUN_SECONDS = 300  # a run that takes longer is given up
 STRIDE = 7919  # a prime: prompts walk through the vocabulary without repeating
 
 
@@ -32,12 +35,12 @@ class Speed:
 
     Attributes:
         decode_tokens_per_second: writing, batch of one; median.
-        decode_runs: every run of the chosen setting, in the order measured.
+        decode_runs: every run, in the order measured.
         prefill_tokens_per_second: reading `PREFILL_TOKENS`; median.
-        peak_bytes: growth of the process's peak resident memory by loading and running the file;
-            median. Pages of the mapped file count.
+        peak_bytes: growth of the process's resident memory, at its peak, by loading and running
+            the file; median. Pages of the mapped file count.
         file_bytes: size of the file.
-        threads: the setting with the fastest decoding, of one thread and one for each core.
+        threads: the faster in a trial, of one thread and one for each core.
         engine: name and version.
     """
 
@@ -66,9 +69,9 @@ class Run:
 def measure(files: Mapping[str, Path], *, rounds: int = ROUNDS) -> dict[str, Speed]:
     """Measure files in turn, so that a change of the machine's load meets them alike.
 
-    1. Each round takes each number of threads, and under it each file once: A B, A B, ...
-    2. Each run is a process of its own: memory is not shared with an earlier one.
-    3. For each file keep the number of threads with the highest median decode speed.
+    1. For each file, try one thread and one for each core; keep what decodes faster.
+    2. Each round runs each file once: A B A B ...
+    3. Each run is a process of its own: memory is not shared with an earlier one.
 
     Args:
         files: GGUF files by name.
@@ -79,34 +82,45 @@ def measure(files: Mapping[str, Path], *, rounds: int = ROUNDS) -> dict[str, Spe
     for path in files.values():
         if not path.is_file():
             raise StageError(f"no GGUF file at {path}")
-    settings = sorted({1, device.cores()})
-    found: dict[tuple[str, int], list[Run]] = {}
-    with meter("speed", rounds * len(settings) * len(files), "runs") as bar:
+    found: dict[str, list[Run]] = {name: [] for name in files}
+    with meter("speed", (rounds + 1) * len(files), "runs") as bar:
         # 1.
+        threads = {}
+        for name, path in files.items():
+            threads[name] = choose_threads(path)
+            bar.advance(1)
+        # 2.
         for _ in range(rounds):
-            for threads in settings:
-                for name, path in files.items():
-                    # 2.
-                    found.setdefault((name, threads), []).append(run(path, threads))
-                    bar.advance(1)
-    # 3.
-    return {
-        name: max(
-            (_summary(path, threads, found[name, threads]) for threads in settings),
-            key=lambda speed: speed.decode_tokens_per_second,
-        )
-        for name, path in files.items()
-    }
+            for name, path in files.items():
+                # 3.
+                found[name].append(run(path, threads[name]))
+                bar.advance(1)
+    return {name: _summary(path, threads[name], found[name]) for name, path in files.items()}
 
 
-def _summary(path: Path, threads: int, runs: list[Run]) -> Speed:
+def choose_threads(path: Path) -> int:
+    """The number of threads that decodes faster now: one, or one for each core.
+
+    Which it is depends on the machine's other work: threads that share a core wait for each
+    other hundreds of times a token.
+
+    Raises:
+        StageError: the engine cannot run the file.
+    """
+    tried = {1: run(path, 1, trial=True)}
+    if device.cores() > 1:
+        with suppress(TooSlowError):  # then one thread it is
+            tried[device.cores()] = run(path, device.cores(), trial=True)
+    return max(tried, key=lambda threads: tried[threads].decode_tokens_per_second)
+
+
+def _summary(path: Path, threads: int, runs: Sequence[Run]) -> Speed:
     decode = tuple(round(run.decode_tokens_per_second, 2) for run in runs)
+    prefill = statistics.median(run.prefill_tokens_per_second for run in runs)
     return Speed(
-        decode_tokens_per_second=statistics.median(decode),
+        decode_tokens_per_second=round(statistics.median(decode), 2),
         decode_runs=decode,
-        prefill_tokens_per_second=round(
-            statistics.median(run.prefill_tokens_per_second for run in runs), 2
-        ),
+        prefill_tokens_per_second=round(prefill, 2),
         peak_bytes=int(statistics.median(run.peak_bytes for run in runs)),
         file_bytes=path.stat().st_size,
         threads=threads,
@@ -114,26 +128,41 @@ def _summary(path: Path, threads: int, runs: list[Run]) -> Speed:
     )
 
 
-def run(path: Path, threads: int) -> Run:
-    """Measure one file once, in a fresh process.
+class TooSlowError(StageError):
+    """A run was given up."""
+
+
+def run(path: Path, threads: int, *, trial: bool = False) -> Run:
+    """Measure one file once, in a fresh process; `trial` measures shortly.
 
     Raises:
-        StageError: the process fails or takes longer than `CHILD_SECONDS`.
+        StageError: the process fails, or takes longer than `RUN_SECONDS` (`TRIAL_SECONDS`).
     """
     environment = dict(os.environ)
     # Threads that sleep while they wait make decoding three times slower (engine.py).
     environment.pop("OMP_WAIT_POLICY", None)
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, [Path(__file__).parents[2], *sys.path]))
-    command = [sys.executable, "-m", "overproof.release.speed", str(path), str(threads)]
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    read, write = (TRIAL_TOKENS,) * 2 if trial else (PREFILL_TOKENS, DECODE_TOKENS)
+    # The header is read here: in the child its tokens would count as memory.
+    vocabulary = len(read_header(path).tokens)
+    arguments = [str(value) for value in (path, threads, vocabulary, read, write)]
+    limit = TRIAL_SECONDS if trial else RUN_SECONDS
     try:
         done = subprocess.run(  # noqa: S603 - our own module
-            command, env=environment, capture_output=True, text=True, timeout=CHILD_SECONDS
+            [sys.executable, "-m", "overproof.release.speed", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
         )
-        return Run(**json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired as error:
-        raise StageError(
-            f"{path} was not measured within {CHILD_SECONDS} s", hint="is the machine busy?"
+        raise TooSlowError(
+            f"{path} was not measured within {limit} s",
+            details=[f"threads: {threads}"],
+            hint="is the machine busy?",
         ) from error
+    try:
+        return Run(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError, TypeError) as error:
         raise StageError(
             f"{path} could not be measured",
@@ -141,24 +170,36 @@ def run(path: Path, threads: int) -> Run:
         ) from error
 
 
-def run_here(path: Path, threads: int) -> Run:
+def run_here(path: Path, threads: int, vocabulary: int, read: int, write: int) -> Run:
     """Measure one file in this process; memory is right only in a fresh one.
+
+    Args:
+        vocabulary: number of the file's tokens.
+        read: prompt's length, tokens.
+        write: tokens to decode.
 
     Raises:
         StageError: the engine cannot run the file.
     """
-    size = len(read_header(path).tokens)
-    prompt = [(place * STRIDE) % size for place in range(PREFILL_TOKENS)]
-    before = peak_resident_bytes()
+    prompt = [(place * STRIDE) % vocabulary for place in range(1, read + 1)]
+    version()  # imports the engine, whose own memory does not count
+    before = resident_bytes()
     with Engine(path, context=CONTEXT, threads=threads) as engine:
-        engine.generate(prompt[:1], max_tokens=WARM_TOKENS, stop=False)
-        # The prompt begins with another token than the warm-up: nothing of it is cached.
-        answer = engine.generate(prompt[1:] + prompt[:1], max_tokens=DECODE_TOKENS, stop=False)
+        # The warm-up begins with another token than the prompt: nothing of it is cached.
+        engine.generate([0], max_tokens=WARM_TOKENS, stop=False)
+        answer = engine.generate(prompt, max_tokens=write, stop=False)
     return Run(
         answer.decode_tokens_per_second,
         answer.prefill_tokens_per_second,
         peak_resident_bytes() - before,
     )
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now, bytes."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident_bytes() -> int:
@@ -181,7 +222,8 @@ def peak_resident_bytes() -> int:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(asdict(run_here(Path(sys.argv[1]), int(sys.argv[2])))))
+        measured = run_here(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+        print(json.dumps(asdict(measured)))
     except StageError as failure:
         print(failure.render(), file=sys.stderr)
         sys.exit(failure.exit_code)
