@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,7 @@ def load(path: Path) -> Artifact:
         raise StageError(
             f"{file} is of another version", details=[f"got {got!r}, wanted {FORMAT!r}"]
         )
+    _demand_fields(file, manifest)
     for entry in manifest["files"]:
         target = path / entry["name"]
         if not target.is_file() or target.stat().st_size != entry["bytes"]:
@@ -146,6 +148,27 @@ def load(path: Path) -> Artifact:
                 f"artifact {path} is damaged", details=[f"{entry['name']}: missing or cut"]
             )
     return Artifact(path, manifest)
+
+
+def _demand_fields(file: Path, manifest: Json) -> None:
+    """What `Artifact` reads must be there, whoever wrote the file."""
+    entry = {"name": str, "sha256": str, "bytes": int}
+    rows = manifest.get("files")
+    whole = (
+        isinstance(manifest.get("kind"), str)
+        and isinstance(manifest.get("facts"), dict)
+        and isinstance(rows, list)
+        and all(
+            isinstance(row, dict) and all(isinstance(row.get(k), t) for k, t in entry.items())
+            for row in rows
+        )
+    )
+    if not whole:
+        raise StageError(
+            f"{file} is damaged",
+            details=["wanted `kind`, `facts`, and `files` with name, sha256 and bytes"],
+            hint="remove its folder and run the same command again",
+        )
 
 
 def check(artifact: Artifact) -> None:
@@ -261,7 +284,20 @@ def build(
         _move_into_place(partial, final)
     except OSError as error:
         raise disk_error(error, store) from error
-    return load(final)
+    made = load(final)
+    note(f"{name}: done in {made.manifest['times']['seconds']:,.0f} s, {_headline(made.facts)}")
+    return made
+
+
+def _headline(facts: Json) -> str:
+    """The facts that fit a line: single numbers and words."""
+    short = {key: value for key, value in facts.items() if isinstance(value, int | float | str)}
+    shown = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in short.items()]
+    return ", ".join(shown[:4]) or "no single figures"
+
+
+def _short(value: float | str) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else value
 
 
 def disk_error(error: OSError, where: Path) -> StageError:
@@ -291,7 +327,7 @@ def _move_into_place(partial: Path, final: Path) -> None:
         final.rename(old)
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-    for stale in final.parent.glob(f".{final.name}.*.partial"):
+    for stale in final.parent.glob(f".{escape(final.name)}.*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
 
 
@@ -310,19 +346,25 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder for one run; the lock goes with the process, however it ends.
 
     Raises:
-        StageError: another process holds it.
+        StageError: another process holds it, or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as stream:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             stream.seek(0)
             raise StageError(
                 f"another run is working in {folder}",
                 details=[f"process {stream.read().strip() or 'unknown'}"],
                 hint="wait for it, or give this run another folder with --out",
             ) from error
+        except OSError as error:  # a file system without locks
+            raise disk_error(error, folder) from error
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from overproof.core import console
+
+
+def test_a_log_file_gets_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    with console.meter("train", 100, "tok") as bar:
+        for _ in range(10):
+            bar.advance(10, "loss 1.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert 0 < len(lines) < 10
+    assert all(line.startswith("  train: ") for line in lines)
+    assert "/100 tok" in lines[0]
+    assert "loss 1.5" in lines[0]
+    assert lines[0].endswith(" s left")
+
+
+def test_skipped_work_does_not_count_as_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.meter("train", 100, "tok") as bar:
+        bar.skip(90)
+        now[0] = 5.0
+        bar.advance(10)
+        assert bar.rate == pytest.approx(2.0)
+
+
+def test_a_note_is_printed_as_it_is_and_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note("[red]no markup[/] :smile: " + "x" * 300)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "[red]no markup[/] :smile: " + "x" * 300 + "\n"
