@@ -32,6 +32,12 @@ class Metric:
         """A number of this metric as text."""
         return percent(number) if self.share else measured(number)
 
+    def span(self, found: Interval) -> str:
+        """The interval as text, short."""
+        if not self.share:
+            return f"{measured(found.low)}–{measured(found.high)}"
+        return f"{percent(found.low).removesuffix('%')}–{percent(found.high)}"
+
     def show(self, found: Interval) -> str:
         """Value and interval as text."""
         return f"{self.one(found.value)} [{self.one(found.low)}, {self.one(found.high)}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ VERDICTS = {
 LEVELS = (
     ("proved", "recomputed by the reader's own machine when the command runs"),
     ("replayed", "executed again by the reader's machine, with the same result"),
-    ("attested", "signed by the releaser, not checked again: his word, which he cannot change "
+    ("attested", "signed by the releaser and not checked again: a word that cannot be changed "
      "later unnoticed"),
     ("unknown", "nobody vouches for it, or it was not looked at"),
 )  # fmt: skip
@@ -146,19 +146,19 @@ def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
     yield (
         "Parameters",
         words.parameters(small),
-        f"{words.percent(small / max(big, 1))} of the teacher's {words.parameters(big)}",
+        f"{words.part(small, big)} of the teacher's {words.parameters(big)}",
     )
     fast, slow = speed.student.decode_tokens_per_second, speed.teacher.decode_tokens_per_second
     yield (
         "Decode speed",
-        words.ratio(fast, slow),
+        words.times(fast, slow),
         f"the teacher's: {words.measured(fast)} against {words.measured(slow)} tokens per second",
     )
     small, big = speed.student.peak_memory_bytes, speed.teacher.peak_memory_bytes
     yield (
         "Peak memory",
         words.size(small),
-        f"{words.percent(small / max(big, 1))} of the teacher's {words.size(big)}",
+        f"{words.part(small, big)} of the teacher's {words.size(big)}",
     )
     found = facts.student.top1_agreement
     if found is not None:
@@ -181,18 +181,18 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
-    for filter_ in (
-        words.measured,
-        words.percent,
-        words.count,
-        words.size,
-        words.parameters,
-        words.duration,
-    ):
-        found.filters[filter_.__name__] = filter_
-    found.globals["ratio"] = words.ratio
+    for name in ("given", "measured", "percent", "count"):
+        found.filters[name] = getattr(words, name)
+    for name in ("size", "parameters", "duration"):
+        found.filters[name] = _unbroken(getattr(words, name))
+    found.globals.update(times=words.times, part=words.part)
     found.filters["link"] = link
     return found
+
+
+def _unbroken(write: Callable[[Any], str]) -> Callable[[Any], str]:
+    """The same words, number and unit held on one line."""
+    return lambda value: write(value).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def link(target: str) -> Markup:

@@ -7,6 +7,7 @@ import math
 NONE = "–"  # shown where there is no number
 MB, GB = 1_000_000, 1_000_000_000  # decimal, as file sizes are sold and listed
 MINUTE, HOUR = 60, 3600
+SMALLEST = 1e-6  # below it, digits after the point cannot be counted at a glance
 
 
 def measured(value: float | None) -> str:
@@ -17,18 +18,23 @@ def measured(value: float | None) -> str:
         return "not finite"
     if value == 0:
         return "0"
-    size = abs(value)
-    if size < 0.0001:
+    size = abs(float(f"{value:.3g}"))  # rounded first: 9.996 has one digit more than it seems
+    if size < SMALLEST:
         return f"{value:.1e}"
     digits = max(0, 2 - math.floor(math.log10(size)))
     return f"{value:,.{digits}f}"
+
+
+def given(value: float) -> str:
+    """A number that somebody chose, such as a bound: as it was written."""
+    return f"{value:g}"
 
 
 def percent(share: float | None) -> str:
     """A share of 1 as a percentage with one decimal."""
     if share is None:
         return NONE
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "not finite"
+    return f"{100 * share:.1f}%" if math.isfinite(share) else "not finite"
 
 
 def count(value: int | None) -> str:
@@ -54,7 +60,7 @@ def parameters(value: int) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as hours, minutes and seconds."""
-    if seconds < MINUTE:
+    if round(seconds, 1) < MINUTE:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < HOUR:
@@ -62,6 +68,11 @@ def duration(seconds: float) -> str:
     return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
 
 
-def ratio(big: float, small: float) -> str:
-    """How many times larger, such as `2.1×`; a dash where there is nothing to divide by."""
-    return f"{measured(big / small)}×" if small > 0 and math.isfinite(big) else NONE
+def times(value: float, base: float) -> str:
+    """A value as a multiple of another, such as `2.1×`; a dash where the other is nothing."""
+    return f"{measured(value / base)}×" if base > 0 else NONE
+
+
+def part(value: float, base: float) -> str:
+    """A value as a percentage of another; a dash where the other is nothing."""
+    return percent(value / base) if base > 0 else NONE

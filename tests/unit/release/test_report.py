@@ -1,0 +1,397 @@
+"""The report: its JSON, its page, its charts, its verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import report_facts
+from report_facts import arm, interval
+
+from overproof.core.errors import StageError
+from overproof.release import charts, words
+from overproof.release.conclusion import conclude
+from overproof.release.facts import (
+    AgreementByPosition,
+    Answer,
+    Arm,
+    Importance,
+    Interval,
+    Layer,
+    ReportFacts,
+    clean,
+)
+from overproof.release.report import render, to_json, write_report
+
+
+@pytest.fixture(scope="module")
+def facts() -> ReportFacts:
+    return report_facts.facts()
+
+
+@pytest.fixture(scope="module")
+def page(facts: ReportFacts) -> str:
+    return render(facts)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+# --- report.json --------------------------------------------------------------------------------
+
+
+def test_json_holds_every_promised_key(facts: ReportFacts) -> None:
+    found = to_json(facts)
+    for name in ("teacher", "student", "untrained", "control"):
+        assert set(found[name]) == {"kl_nats_per_token", "top1_agreement", "perplexity"}
+    assert found["student"]["kl_nats_per_token"].keys() == {"value", "low", "high"}
+    assert found["speed"]["student"].keys() == {
+        "decode_tokens_per_second", "prefill_tokens_per_second", "peak_memory_bytes",
+        "file_bytes", "engine", "type",
+    }  # fmt: skip
+    assert found["training"]["student"]["losses"][0][0] == 1
+    assert found["training"]["control"]["steps"] == 600
+    assert found["importance"]["layers"][21] == {
+        "layer": 21, "kept": False, "score": 0.02, "order": 1,
+    }  # fmt: skip
+    assert found["agreement_by_position"]["student"][0][2] == 200
+    assert found["receipts"][0]["passed"] is True
+    assert found["dataset"]["licences"] == {"CC0-1.0": 4180}
+    assert found["terms"] == report_facts.TERMS
+    assert found["verdict"]["outcome"] == "helped"
+    assert {"name", "system", "sizes", "answers", "proof", "stages", "machine", "limits"} <= set(
+        found
+    )
+
+
+def test_json_has_no_number_that_json_lacks(facts: ReportFacts) -> None:
+    endless = Arm(interval(10.0, 1.0), interval(0.1, 0.01), Interval(math.inf, 5.0, math.nan))
+    found = to_json(dataclasses.replace(facts, untrained=endless))
+    assert found["untrained"]["perplexity"] == {"value": None, "low": 5.0, "high": None}
+    json.dumps(found, allow_nan=False)
+
+
+def test_control_arm_is_null_without_one(facts: ReportFacts) -> None:
+    assert to_json(dataclasses.replace(facts, control=None))["control"] is None
+
+
+def test_a_receipt_beyond_its_bounds_has_not_passed(facts: ReportFacts) -> None:
+    receipt = facts.receipts[0]
+    assert receipt.passed
+    assert not dataclasses.replace(receipt, kl_nats_per_token=0.021).passed
+    assert not dataclasses.replace(receipt, top1_agreement=0.949).passed
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_equal_facts_give_equal_bytes(facts: ReportFacts, tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        write_report(report_facts.facts(), folder)
+    for name in ("report.json", "report.html"):
+        first, second = ((folder / name).read_bytes() for folder in folders)
+        assert first == second
+    assert json.loads((tmp_path / "a" / "report.json").read_bytes()) == to_json(facts)
+
+
+def test_a_folder_that_is_not_there_is_a_clear_error(facts: ReportFacts, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="cannot write"):
+        write_report(facts, tmp_path / "missing")
+
+
+# --- report.html --------------------------------------------------------------------------------
+
+
+def test_page_fetches_nothing_and_runs_nothing(page: str) -> None:
+    parsed = Page(page)
+    tags = [tag for tag, _ in parsed.tags]
+    assert not {"script", "iframe", "object", "embed", "base", "form", "img"} & set(tags)
+    for tag, attributes in parsed.tags:
+        assert "src" not in attributes and "srcset" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+        target = attributes.get("href") or attributes.get("xlink:href") or "#"
+        if tag != "a":
+            assert target.startswith(("#", "data:")), (tag, target)
+    assert "@import" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+    policy = next(a for tag, a in parsed.tags if tag == "meta" and "http-equiv" in a)
+    assert (policy["content"] or "").startswith("default-src 'none'")
+
+
+def test_what_models_wrote_is_shown_not_run(page: str) -> None:
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "&lt;img src=x onerror=alert(2)&gt;" in page
+    assert "&lt;b&gt;" in page
+    assert "\x1b" not in page and "\u202e" not in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "<script>x</script>"},
+        {"system": "<script>x</script>"},
+        {"method": ("<script>x</script>",)},
+        {"limits": ("<script>x</script>",)},
+        {"machine": {"<script>x</script>": "<script>x</script>"}},
+        {"recipe": {"<script>x</script>": "</pre><script>x</script>"}},
+        {"importance": Importance("</p><script>x", "<script>x</script>", (Layer(0, False, 1.0),))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_no_field_reaches_the_page_unescaped(change: dict[str, object]) -> None:
+    assert "<script" not in render(report_facts.facts(**change))
+
+
+def test_only_web_addresses_become_links(facts: ReportFacts) -> None:
+    teacher = dataclasses.replace(facts.teacher_model, uri="javascript:alert(1)")
+    parsed = Page(render(dataclasses.replace(facts, teacher_model=teacher)))
+    assert "javascript:alert(1)" in parsed.text
+    assert not any("javascript" in (a.get("href") or "") for _, a in parsed.tags)
+
+
+def test_page_shows_numbers_with_intervals_units_and_the_proof(page: str) -> None:
+    text = " ".join(Page(page).text.split())
+    for wanted in (
+        "0.512", "0.497–0.527", "70.4%", "68.9–71.9%", "nats per token", "158",
+        "tokens per second", "overproof verify RELEASE --signer demo.pub", "d4" * 32,
+        "replayed", "attested", "Distillation helped", "not legal advice",
+    ):  # fmt: skip
+        assert wanted in text, wanted
+
+
+def test_every_figure_and_table_has_a_caption(page: str) -> None:
+    figures = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
+    assert len(figures) == 4 + 7
+    assert all("<figcaption>" in figure for figure in figures)
+    assert page.count("<table") == 7
+
+
+def test_ids_are_unique_and_links_inside_the_page_hold(page: str) -> None:
+    parsed = Page(page)
+    ids = [a["id"] for _, a in parsed.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = {a.get("href") or a.get("xlink:href") or "" for _, a in parsed.tags}
+    inside = {target[1:] for target in targets if target.startswith("#")}
+    inside |= set(re.findall(r"url\(#([^)]*)\)", page))
+    assert inside <= set(ids)
+
+
+def test_page_of_the_barest_release() -> None:
+    bare = report_facts.facts(
+        control=None,
+        system=None,
+        untrained=Arm(),
+        training=dataclasses.replace(report_facts.facts().training, control=None),
+        importance=Importance("even", "none", (Layer(0, True), Layer(1, False))),
+        agreement_by_position=AgreementByPosition(()),
+        answers=(),
+        receipts=(),
+        heldout=None,
+        terms={"verdict": "allow", "row": None, "obligations": []},
+        recipe={},
+    )
+    page = render(bare)
+    assert "Not measured" in page
+    assert "No build was made" in page
+    assert set(charts.all_charts(bare)) == {"loss", "speed"}
+
+
+def test_a_failed_receipt_and_a_refusal_are_not_painted_green(facts: ReportFacts) -> None:
+    page = render(
+        dataclasses.replace(
+            facts,
+            receipts=(dataclasses.replace(facts.receipts[0], top1_agreement=0.5),),
+            terms={**report_facts.TERMS, "verdict": "deny"},
+        )
+    )
+    assert '<span class="tag bad">failed</span>' in page
+    assert '<span class="tag bad">not permitted</span>' in page
+
+
+# --- charts -------------------------------------------------------------------------------------
+
+
+def test_charts_are_well_formed_named_and_without_dates(facts: ReportFacts) -> None:
+    drawn = charts.all_charts(facts)
+    assert list(drawn) == ["loss", "speed", "position", "importance"]
+    for svg in drawn.values():
+        root = ET.fromstring(svg)  # noqa: S314
+        assert root.attrib["role"] == "img"
+        assert root.attrib["aria-label"]
+        assert "metadata" not in svg and "date" not in svg
+        assert not any(stand_in in svg for stand_in in charts.VARIABLES)
+        assert "DejaVu" not in svg
+
+
+def test_charts_use_the_colours_of_the_page(facts: ReportFacts) -> None:
+    speed = charts.quality_against_speed(facts) or ""
+    for name in ("teacher", "student", "control", "untrained"):
+        assert f"var(--{name}, #" in speed
+
+
+def test_axes_are_labelled_with_units(facts: ReportFacts) -> None:
+    text = {name: " ".join(ET.fromstring(svg).itertext()) for name, svg in  # noqa: S314
+            charts.all_charts(facts).items()}  # fmt: skip
+    assert "nats per token" in text["loss"] and "training step" in text["loss"]
+    assert "tokens per second (q8_0)" in text["speed"]
+    assert "position in the answer, tokens" in text["position"]
+    assert "dropped (18)" in text["importance"] and "kept (12)" in text["importance"]
+
+
+def test_long_curves_are_thinned_by_means() -> None:
+    x, y = charts._thinned(range(1, 1201), [float(k % 5) for k in range(1200)])
+    assert len(x) == charts.MAX_POINTS
+    assert y == pytest.approx([2.0] * charts.MAX_POINTS)
+    assert (x[0], x[-1]) == (3.0, 1198.0)
+
+
+def test_positions_few_answers_reach_are_left_out() -> None:
+    x, y = charts._binned(((0, 0.5, 30), (1, 0.8, 10), (2, 0.0, charts.MIN_ANSWERS - 1)))
+    assert x == [pytest.approx(0.25)]
+    assert y == [pytest.approx(0.575)]
+
+
+def test_a_loss_that_is_not_positive_still_draws(facts: ReportFacts) -> None:
+    run = dataclasses.replace(facts.training.student, losses=((1, 0.5), (2, 0.0)))
+    training = dataclasses.replace(facts.training, student=run)
+    assert charts.loss_curve(dataclasses.replace(facts, training=training))
+
+
+def test_a_dollar_sign_is_a_dollar_sign(facts: ReportFacts) -> None:
+    run = dataclasses.replace(facts.training.student, objective="costs $5 and $6_x")
+    training = dataclasses.replace(facts.training, student=run)
+    assert "costs $5 and $6_x" in (
+        charts.loss_curve(dataclasses.replace(facts, training=training)) or ""
+    )
+
+
+# --- the verdict --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("student", "control", "outcome"),
+    [
+        (arm(0.5, 0.70, 3.6), arm(0.7, 0.64, 4.1), "helped"),
+        (arm(0.7, 0.64, 4.1), arm(0.5, 0.70, 3.6), "hurt"),
+        (arm(0.5, 0.64, 3.6), arm(0.7, 0.70, 3.6), "mixed"),
+        (arm(0.5, 0.70, 3.6), arm(0.5, 0.70, 3.6), "not shown"),
+        (arm(0.5, 0.70, 3.6), arm(0.51, 0.64, 3.6), "helped"),
+        (arm(0.5, 0.70, 3.6), None, "not measured"),
+        (arm(0.5, 0.70, 3.6), Arm(), "not measured"),
+    ],
+)
+def test_verdict(student: Arm, control: Arm | None, outcome: str) -> None:
+    found = conclude(report_facts.facts(student=student, control=control))
+    assert found.outcome == outcome
+    assert found.headline.lower().startswith(
+        {"helped": "distillation helped", "hurt": "distillation did not help"}.get(outcome, outcome)
+    )
+
+
+def test_the_headline_names_the_measures_it_rests_on() -> None:
+    found = conclude(report_facts.facts(student=arm(0.5, 0.7, 3.6), control=arm(0.51, 0.64, 4.1)))
+    assert "judged by top-1 agreement and perplexity of the teacher's text" in found.headline
+    assert any("no difference is shown" in sentence for sentence in found.sentences)
+
+
+def test_intervals_that_touch_overlap() -> None:
+    touching = conclude(
+        report_facts.facts(
+            student=Arm(Interval(0.5, 0.4, 0.6)), control=Arm(Interval(0.7, 0.6, 0.8))
+        )
+    )
+    assert touching.outcome == "not shown"
+
+
+def test_perplexity_below_the_teachers_own_does_not_count() -> None:
+    # A control arm that sharpened beyond the teacher (2.31): lower is no longer closer.
+    sharp = conclude(report_facts.facts(student=arm(0.5, 0.7, 2.6), control=arm(0.7, 0.64, 2.1)))
+    assert sharp.outcome == "helped"
+    assert any("does not count" in sentence for sentence in sharp.sentences)
+    # The same for a student: no credit for it either.
+    student = conclude(report_facts.facts(student=arm(0.5, 0.7, 2.1), control=arm(0.5, 0.7, 2.6)))
+    assert student.outcome == "not shown"
+
+
+def test_unequal_budgets_are_told(facts: ReportFacts) -> None:
+    assert any("600 steps on 1,180,000 tokens" in s for s in conclude(facts).sentences)
+    assert facts.training.control is not None
+    shorter = dataclasses.replace(facts.training.control, steps=300)
+    training = dataclasses.replace(facts.training, control=shorter)
+    found = conclude(dataclasses.replace(facts, training=training))
+    assert any("budgets differ" in sentence for sentence in found.sentences)
+
+
+@pytest.mark.parametrize(
+    ("untrained", "words_"),
+    [
+        (arm(10.3, 0.02, 48_000.0), "Training itself helped"),
+        (arm(0.1, 0.9, 2.4), "Training itself did harm"),
+        (arm(0.512, 0.704, 3.61), "shows no effect"),
+        (Arm(), "was not measured"),
+    ],
+)
+def test_the_untrained_student_is_compared_too(untrained: Arm, words_: str) -> None:
+    found = conclude(report_facts.facts(untrained=untrained))
+    assert words_ in found.sentences[-1]
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5121, "0.512"), (0.0, "0"), (1104.4, "1,104"), (48_211.3, "48,211"), (0.00002, "0.0000200"),
+     (61.44, "61.4"), (9.996, "10.0"), (-0.31, "-0.310"), (3e-9, "3.0e-09"),
+     (math.inf, "not finite"), (math.nan, "not finite"), (None, "–")],
+)  # fmt: skip
+def test_measured(value: float | None, text: str) -> None:
+    assert words.measured(value) == text
+
+
+def test_units() -> None:
+    assert words.size(52_100_000) == "52.1 MB"
+    assert words.size(2_340_000_000) == "2.34 GB"
+    assert words.size(2_340) == "2.3 kB"
+    assert words.parameters(134_515_008) == "134.5 M"
+    assert words.parameters(7_000_000_000) == "7.00 B"
+    assert words.duration(59.94) == "59.9 s"
+    assert words.duration(59.97) == "1 min 0 s"
+    assert words.duration(615.2) == "10 min 15 s"
+    assert words.duration(7_265) == "2 h 1 min"
+    assert words.times(158.2, 61.4) == "2.58×"
+    assert words.times(1.0, 0.0) == "–"
+    assert words.part(1.0, 4.0) == "25.0%"
+
+
+def test_clean_leaves_ordinary_text_alone() -> None:
+    assert clean("naïve 日本 🙂\n\tשלום") == "naïve 日本 🙂\n\tשלום"
+    assert clean("a\x00b\ud800c\x1b[0m") == "a�b�c�[0m"
+
+
+def test_a_half_surrogate_in_an_answer_does_not_break_the_files(tmp_path: Path) -> None:
+    broken = report_facts.facts(answers=(Answer("p\ud83d", "t", "s", None),))
+    write_report(broken, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["answers"][0]["prompt"] == "p�"
