@@ -36,10 +36,13 @@ HUB_LICENCES = frozenset(
     odbl ofl-1.1 osl-3.0 pddl postgresql unlicense wtfpl zlib
     """.split()  # noqa: SIM905 (a list that people can read)
 )
-# What the hub calls the licences of model families.
+# What the hub calls the licences of model families, by the identifiers of policy/data.
 FAMILY_LICENCES = (
-    (re.compile(r"(?:LicenseRef-)?llama-?(3\.1|3\.2|3\.3|2|3|4)\b.*", re.IGNORECASE), r"llama\1"),
-    (re.compile(r"(?:LicenseRef-)?gemma\b.*", re.IGNORECASE), "gemma"),
+    (
+        re.compile(r"LicenseRef-(?:scancode-)?llama-(3\.1|3\.2|3\.3|2|3|4)\b.*", re.IGNORECASE),
+        r"llama\1",
+    ),
+    (re.compile(r"LicenseRef-gemma\b.*", re.IGNORECASE), "gemma"),
 )
 # Markdown that a name or a quote must not be read as (CommonMark 0.31, section 2.4).
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|#~!&$])")

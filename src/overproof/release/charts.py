@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from overproof.release.facts import Arm, Importance, Interval, Positions, ReportFacts, Run
+from overproof.release.words import percent
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.6, 3.5  # 403 by 252 points: one column of the page
 TALL_INCHES = 4.4
@@ -152,7 +153,7 @@ def quality_against_speed(facts: ReportFacts) -> str | None:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for series, share, rate in points:
+        for series, share, rate in reversed(points):  # the student on top of its control arm
             error = [[share.value - share.low], [share.high - share.value]]
             axes.errorbar(
                 [rate], [share.value], yerr=error, color=series.colour, marker=series.marker,
@@ -178,7 +179,7 @@ def _direct_labels(axes: Axes, points: Sequence[tuple[Series, Interval, float]])
         height = max(share.value, below + LABEL_GAP)
         below = height
         axes.annotate(
-            f"{series.label} {100 * share.value:.1f} %",
+            f"{series.label} {percent(share.value)}",
             (rate, height), xytext=(9, 0), textcoords="offset points",
             va="center", color=series.colour,
         )  # fmt: skip

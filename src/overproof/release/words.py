@@ -6,6 +6,8 @@ import math
 
 NONE = "–"  # shown where there is no number
 MB, GB = 1_000_000, 1_000_000_000  # decimal, as file sizes are sold and listed
+MILLION, BILLION = 1_000_000, 1_000_000_000
+LONG = 10 * MILLION  # from here on, the digits of a measured number are noise
 MINUTE, HOUR = 60, 3600
 SMALLEST = 1e-6  # below it, digits after the point cannot be counted at a glance
 
@@ -21,6 +23,8 @@ def measured(value: float | None) -> str:
     size = abs(float(f"{value:.3g}"))  # rounded first: 9.996 has one digit more than it seems
     if size < SMALLEST:
         return f"{value:.1e}"
+    if size >= LONG:
+        return f"{measured(value / MILLION)} million" if size < BILLION else f"{value:.1e}"
     digits = max(0, 2 - math.floor(math.log10(size)))
     return f"{value:,.{digits}f}"
 
@@ -53,9 +57,7 @@ def size(value: int | None) -> str:
 
 def parameters(value: int) -> str:
     """Parameters in millions or billions."""
-    if value >= 1_000_000_000:
-        return f"{value / 1_000_000_000:,.2f} B"
-    return f"{value / 1_000_000:,.1f} M"
+    return f"{value / BILLION:,.2f} B" if value >= BILLION else f"{value / MILLION:,.1f} M"
 
 
 def duration(seconds: float) -> str:

@@ -74,9 +74,10 @@ def test_the_hubs_own_reader_takes_it(facts: ReportFacts) -> None:
     [
         ("Apache-2.0", {"license": "apache-2.0"}),
         ("CC0-1.0", {"license": "cc0-1.0"}),
-        ("LicenseRef-llama-3.1", {"license": "llama3.1"}),
-        ("Llama-3-Community", {"license": "llama3"}),
-        ("LicenseRef-Gemma", {"license": "gemma"}),
+        ("LicenseRef-scancode-llama-3.1-license-2024", {"license": "llama3.1"}),
+        ("LicenseRef-scancode-llama-4-cla-2025", {"license": "llama4"}),
+        ("LicenseRef-Llama-3", {"license": "llama3"}),
+        ("LicenseRef-Gemma-2026-04-01", {"license": "gemma"}),
         (
             "Apache-2.0 AND CC-BY-4.0",
             {
@@ -131,7 +132,7 @@ def test_tables_are_whole(facts: ReportFacts) -> None:
 
 def test_what_the_terms_demand_is_there_word_for_word(facts: ReportFacts) -> None:
     named = dataclasses.replace(facts, name="Llama-support_flash")
-    card = render(named, licence="LicenseRef-llama-3.1", card_lines=LLAMA)
+    card = render(named, licence="LicenseRef-scancode-llama-3.1-license-2024", card_lines=LLAMA)
     duties = [
         Obligation(id="name", kind="name_prefix", value="Llama"),
         Obligation(id="card", kind="card_text", value="Built with Llama"),
