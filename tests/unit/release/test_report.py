@@ -364,7 +364,8 @@ def test_the_untrained_student_is_compared_too(untrained: Arm, words_: str) -> N
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.5121, "0.512"), (0.0, "0"), (1104.4, "1,104"), (48_211.3, "48,211"), (0.00002, "0.0000200"),
-     (61.44, "61.4"), (912_345_678.0, "912 million"), (3e12, "3.0e+12"), (9.996, "10.0"), (-0.31, "-0.310"), (3e-9, "3.0e-09"),
+     (61.44, "61.4"), (912_345_678.0, "912 million"), (3e12, "3.0e+12"),
+     (9.996, "10.0"), (-0.31, "-0.310"), (3e-9, "3.0e-09"),
      (math.inf, "not finite"), (math.nan, "not finite"), (None, "–")],
 )  # fmt: skip
 def test_measured(value: float | None, text: str) -> None:
