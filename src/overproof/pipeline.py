@@ -189,7 +189,7 @@ def publish(
 
 
 def signer_file(signer: keys.PrivateKey) -> str:
-    """How the report's command names the public key: by fingerprint, never by this machine's path."""
+    """How the report's command names the public key: by fingerprint, not by a path."""
     return f"KEY.pub  # sha256 {signer.public.hint[:16]}…"
 
 

@@ -106,7 +106,7 @@ class ExportConfig(Section):
 
     targets: tuple[Literal["gguf-q8_0", "gguf-f16"], ...] = ("gguf-q8_0", "gguf-f16")
     max_kl: float = Field(0.02, gt=0.0, description="mean KL(model||build) allowed, nats per token")
-    min_agreement: Fraction = Field(0.95, description="top-1 agreement demanded")
+    min_agreement: Fraction = Field(0.9, description="top-1 agreement demanded")
 
 
 class Recipe(Section):

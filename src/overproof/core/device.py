@@ -27,6 +27,7 @@ def prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars say what our stages do
     # With torch-npu installed and no CANN, importing torch fails unless this is off.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if sys.platform == "linux":

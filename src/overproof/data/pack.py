@@ -44,7 +44,14 @@ class Packed:
     def rows(self, part: slice) -> Packed:
         """Some of the sequences, cut to the longest of them."""
         used = int((self.segments_RT[part] != PADDING).sum(1).max(initial=1))
-        return Packed(*(array[part, :used] for array in self._arrays()))
+        cut = (part, slice(used))
+        return Packed(
+            self.tokens_RT[cut],
+            self.positions_RT[cut],
+            self.segments_RT[cut],
+            self.source_RT[cut],
+            self.predicts_RT[cut],
+        )
 
     def mask_RTT(self) -> NDArray[np.bool_]:
         """Who attends to whom, (R, T, T): the prefix and the own example, nothing later."""
@@ -52,16 +59,9 @@ class Packed:
         causal = np.tri(self.tokens_RT.shape[1], dtype=np.bool_)
         # A padded place attends to itself alone, so that its softmax is defined.
         allowed = ((key == query) & (query != PADDING)) | (key == PREFIX) & (query != PADDING)
-        return (allowed & causal) | np.eye(self.tokens_RT.shape[1], dtype=np.bool_)
-
-    def _arrays(self) -> tuple[Ints, Ints, Ints, Ints, NDArray[np.bool_]]:
-        return (
-            self.tokens_RT,
-            self.positions_RT,
-            self.segments_RT,
-            self.source_RT,
-            self.predicts_RT,
-        )
+        own = np.eye(self.tokens_RT.shape[1], dtype=np.bool_)
+        mask: NDArray[np.bool_] = (allowed & causal) | own
+        return mask
 
 
 def pack(

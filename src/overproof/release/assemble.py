@@ -21,14 +21,7 @@ from overproof.release import facts as f
 from overproof.release.card import write_card
 from overproof.release.quality import BY_POSITION, result_of
 from overproof.release.report import write_report
-
-LIMITS = (
-    "Divergence and agreement say how near the student is to its teacher on prompts like the "
-    "held-out ones, not whether an answer is right: what the teacher gets wrong, the student "
-    "learns.",
-    "The perplexity of each model is that of the teacher's own answers.",
-    "Speed was measured on the machine named below, which may have been shared with other work.",
-)
+from overproof.teacher import local
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,11 @@ def collect(
         system=recipe.teacher.system,
         overproof=__version__,
         teacher_model=f.TeacherModel(
-            teacher.name, teacher.uri, teacher.sha256, _teacher_licence(decision)
+            teacher.name,
+            teacher.uri,
+            teacher.sha256,
+            _teacher_licence(decision),
+            local.hub_name(teacher.name),
         ),
         teacher=_arm(result["teacher"]),
         student=_arm(result["student"]),
@@ -153,7 +150,6 @@ def collect(
             for part in parts.chain
         ),
         machine=machine(),
-        limits=LIMITS,
         recipe=recipe.model_dump(mode="json"),
     )
 
@@ -214,7 +210,7 @@ def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
     train, student = recipe.train, recipe.student
     return (
         f"The teacher answered {parts.samples.facts['train']:,} certified prompts at temperature "
-        f"{recipe.sample.temperature:g}, drawing from its {recipe.sample.top_k} most likely tokens, "
+        f"{recipe.sample.temperature:g}, from its {recipe.sample.top_k} most likely tokens, "
         f"{recipe.sample.max_new_tokens} tokens at most. Its {recipe.signals.top_k} most likely "
         "tokens at each position of its answers were cached with their log-probabilities and the "
         "mass of all others.",

