@@ -71,7 +71,7 @@ def sample(
             for split in wanted.values()
             for key, prompt in split
         }
-        prefix = _shared(list(rendered.values()))
+        prefix = shared_prefix(list(rendered.values()))
         requests = [
             Request.make(key, ids[len(prefix) :], recipe.seed) for key, ids in rendered.items()
         ]
@@ -144,7 +144,7 @@ def _prompt(row: dataset.Row) -> str:
     return messages[0].content
 
 
-def _shared(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """The tokens that all prompts start with; each keeps at least one of its own."""
     ids = [tuple(prompt) for prompt in prompts]
     first, last = min(ids), max(ids)  # what these two share, all share

@@ -1,0 +1,154 @@
+"""Training throughput and what it buys: our trainer against a plain loop.
+
+    python benchmarks/train.py RUN [--steps 40]
+
+RUN is the folder of a finished run (`out/demo`): both start from its initial student and train
+on its samples. The plain loop is what most people write first: a live teacher, the divergence
+over the whole vocabulary, one padded example a row, bf16 autocast, AdamW, all cores as OpenMP
+threads. Both see the same number of answer tokens; both are then evaluated on the held-out
+prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from overproof.core import artifact  # noqa: E402
+from overproof.core.config import Recipe  # noqa: E402
+from overproof.core.console import meter, note  # noqa: E402
+from overproof.release.assemble import machine  # noqa: E402
+from overproof.release.evaluate import evaluate  # noqa: E402
+from overproof.student import initial  # noqa: E402
+from overproof.student.examples import TrainSet, build_train_set, respell  # noqa: E402
+from overproof.student.optimizer import rate  # noqa: E402
+from overproof.student.train import batches, train  # noqa: E402
+from overproof.teacher import local  # noqa: E402
+from overproof.teacher.answers import Answers, read  # noqa: E402
+from overproof.teacher.signals import read_signals  # noqa: E402
+
+PLAIN_ROWS = 16  # examples a step: about as many answer tokens as one of our steps
+
+
+def answer_tokens(data: TrainSet, recipe: Recipe) -> int:
+    """Answer tokens that our trainer sees in the given steps."""
+    total = 0
+    for step, batch in enumerate(batches(data, recipe.train, recipe.seed)):
+        if step >= recipe.train.steps:
+            return total
+        total += int(data.weight_N[batch.source_RT[batch.predicts_RT]].sum())
+    return total
+
+
+def plain(
+    start: initial.Initial, teacher: local.Teacher, answers: Answers, recipe: Recipe, budget: int
+) -> tuple[Any, int, float]:
+    """The plain loop; returns the student, the answer tokens seen and the seconds taken."""
+    torch.set_num_threads(device.cores())
+    student, live = start.model.train(), teacher.half()
+    vocabulary = start.vocabulary
+    columns = torch.from_numpy(vocabulary.student_ids_U)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.train.learning_rate)
+    order = np.random.default_rng(recipe.seed).permutation(len(answers.train))
+    head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
+    seen, began, at = 0, time.perf_counter(), 0
+    while seen < budget:
+        few = [answers.train[order[(at + row) % len(order)]] for row in range(PLAIN_ROWS)]
+        at += PLAIN_ROWS
+        theirs = [list(answers.prefix) + list(one.tokens) for one in few]
+        spelled = [respell(one, vocabulary) for one in few]
+        ours = [head + one.tokens for one in spelled]
+        with torch.inference_mode():
+            logits = live(**_padded(theirs)).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mine = student(**_padded(ours)).logits
+        loss, count = torch.zeros(()), 0
+        for row, (one, words) in enumerate(zip(few, spelled, strict=True)):
+            there = len(answers.prefix) + np.array(one.targets)
+            here = len(head) + np.flatnonzero(np.array(words.teacher_positions) >= 0)
+            p = torch.softmax(logits[row, there].float(), -1).clone()
+            target = torch.zeros(len(there), vocabulary.size).index_add_(1, columns, p)
+            log_q = torch.log_softmax(mine[row, here].float(), -1)
+            loss = loss + (torch.xlogy(target, target) - target * log_q).sum()
+            count += len(there)
+        step = min(recipe.train.steps - 1, int(recipe.train.steps * seen / budget))
+        for group in optimizer.param_groups:
+            group["lr"] = rate(recipe.train, step)
+        (loss / count).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen += count
+    return student.eval(), seen, time.perf_counter() - began
+
+
+def _padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
+    }
+
+
+def main() -> None:
+    """Measure, print, and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=40)
+    given = parser.parse_args()
+    stages = given.run / "stages"
+    recipe = Recipe.model_validate(
+        json.loads((given.run / "release/report.json").read_text(encoding="utf-8"))["recipe"]
+    )
+    recipe = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"steps": given.steps})}
+    )
+    teacher = local.load(recipe.teacher.model)
+    answers = read(artifact.load(stages / "samples"))
+    start = initial.load(stages / "initial", teacher)
+    signals = read_signals(stages / "signals")
+    data = build_train_set(answers.prefix, answers.train, start.vocabulary, signals)
+    budget = answer_tokens(data, recipe)
+    models, rates = {}, {}
+    with tempfile.TemporaryDirectory() as folder, meter("ours", given.steps, "steps") as bar:
+        model, began = copy.deepcopy(start.model), time.perf_counter()
+        train(model, data, recipe.train, recipe.seed, Path(folder), bar)
+        rates["ours"] = budget / (time.perf_counter() - began)
+        models["ours"] = model.eval()
+    note(f"ours: {rates['ours']:.0f} answer tokens/s")
+    models["plain"], seen, seconds = plain(start, teacher, answers, recipe, budget)
+    rates["plain"] = seen / seconds
+    note(f"plain: {rates['plain']:.0f} answer tokens/s")
+    with meter("evaluating", 2 * len(answers.heldout), "prompts") as bar:
+        found = evaluate(
+            teacher.model, answers.prefix, answers.heldout, start.vocabulary, models,
+            recipe.evaluate, seed=recipe.seed, length=recipe.train.sequence_length, meter=bar,
+        )  # fmt: skip
+    result = {
+        "benchmark": "train",
+        "answer_tokens": budget,
+        "answer_tokens_per_second": {name: round(value, 1) for name, value in rates.items()},
+        "ratio": round(rates["ours"] / rates["plain"], 2),
+        "kl_nats_per_token": {name: found[name]["kl_nats_per_token"] for name in models},
+        "machine": machine(),
+    }
+    file = Path(__file__).parent / "results/train.json"
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
