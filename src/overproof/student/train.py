@@ -35,6 +35,7 @@ from overproof.core.artifact import write_atomic  # noqa: E402
 from overproof.core.config import TrainConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.errors import StageError, UsageError  # noqa: E402
+from overproof.core.workers import start as start_workers  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.losses import chunked_bucket_kl  # noqa: E402
@@ -144,8 +145,7 @@ def _run_workers(
         )
         for rank in range(workers)
     ]
-    for process in processes:
-        process.start()
+    start_workers(processes)
     try:
         for _ in range(start, config.steps):
             while True:

@@ -29,6 +29,7 @@ from overproof.core.config import SampleConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.digest import sha256_bytes  # noqa: E402
 from overproof.core.errors import StageError  # noqa: E402
+from overproof.core.workers import start as start_workers  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
 PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
@@ -311,8 +312,7 @@ def _spread(
         )
         for index in range(workers)
     ]
-    for process in processes:
-        process.start()
+    start_workers(processes)
     try:
         missing = len(left)
         while missing:
