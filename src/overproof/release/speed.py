@@ -212,9 +212,9 @@ def peak_resident_bytes() -> int:
                 return int(line.split()[1]) * 1024
     import psutil
 
-    memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):  # Windows
-        return int(memory.peak_wset)
+    windows = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if windows is not None:
+        return int(windows)
     import resource
 
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
