@@ -39,7 +39,9 @@ class TeacherConfig(Section):
     """The model to learn from."""
 
     model: str = Field(description="builtin:NAME, a local folder, a hub name, or a .gguf file")
-    channel: Literal["weights", "api"] = "weights"
+    channel: Literal["weights", "api"] = Field(
+        "weights", description="how the model is used, which its terms may depend on"
+    )
     system: str | None = Field(None, description="system message put before every prompt")
 
 
@@ -47,11 +49,11 @@ class SampleConfig(Section):
     """How the teacher's answers are drawn."""
 
     prompts: Positive = Field(description="training prompts to answer, drawn by seed")
-    heldout_prompts: Positive = 200
-    temperature: float = Field(0.7, gt=0.0)
-    top_p: Fraction = 1.0
+    heldout_prompts: Positive = Field(200, description="held-out prompts to answer, drawn by seed")
+    temperature: float = Field(0.7, gt=0.0, description="of the draws; signals are taken at 1")
+    top_p: Fraction = Field(1.0, description="draw from the tokens that reach this mass")
     top_k: Positive = Field(64, description="draw from this many most likely tokens")
-    max_new_tokens: Positive = 96
+    max_new_tokens: Positive = Field(96, description="longest answer, tokens")
     batch: Positive = Field(96, description="rows decoded together by each core")
 
 
@@ -67,7 +69,7 @@ class StudentConfig(Section):
     """The shape of the flash model, cut from the teacher."""
 
     name: str = Field(description="name of the released model; terms may demand a prefix")
-    layers: Positive
+    layers: Positive = Field(description="decoder layers kept, at most the teacher's")
     vocabulary: Positive = Field(description="tokens kept, byte fallback included")
     importance: Literal["greedy-kl", "angular", "even"] = Field(
         "greedy-kl", description="how the layers to drop are chosen"
@@ -80,15 +82,17 @@ class StudentConfig(Section):
 class TrainConfig(Section):
     """How the student learns."""
 
-    steps: Positive
+    steps: Positive = Field(description="optimizer steps, of each arm")
     sequences: Positive = Field(8, description="packed sequences a step")
     sequence_length: Positive = Field(256, description="tokens a packed sequence")
-    learning_rate: float = Field(1e-3, gt=0.0)
+    learning_rate: float = Field(1e-3, gt=0.0, description="after warm-up, before decay")
     warmup: Fraction = Field(0.05, description="fraction of the steps")
     decay: Fraction = Field(0.5, description="fraction of the steps, linear to zero at the end")
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: float = Field(0.0, ge=0.0, description="decoupled, as in AdamW")
     clip: float = Field(1.0, gt=0.0, description="largest gradient norm")
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="muon: for the matrices of the layers, adamw for all else"
+    )
     checkpoint_seconds: Positive = Field(60, description="at most this much work is lost to a kill")
     control: bool = Field(True, description="train the control arm too: cross-entropy, equal steps")
 
@@ -97,14 +101,16 @@ class EvaluateConfig(Section):
     """What is measured on the held-out prompts."""
 
     bootstrap: Positive = Field(1000, description="resamples of the held-out prompts")
-    confidence: Fraction = 0.95
+    confidence: Fraction = Field(0.95, description="mass of the intervals")
     answers: Positive = Field(6, description="side-by-side answers shown in the report")
 
 
 class ExportConfig(Section):
     """Which builds are made, and how far each may differ from the trained model."""
 
-    targets: tuple[Literal["gguf-q8_0", "gguf-f16"], ...] = ("gguf-q8_0", "gguf-f16")
+    targets: tuple[Literal["gguf-q8_0", "gguf-f16"], ...] = Field(
+        ("gguf-q8_0", "gguf-f16"), description="builds to make"
+    )
     max_kl: float = Field(0.02, gt=0.0, description="mean KL(model||build) allowed, nats per token")
     min_agreement: Fraction = Field(0.9, description="top-1 agreement demanded")
 
@@ -112,8 +118,8 @@ class ExportConfig(Section):
 class Recipe(Section):
     """One distillation, from records to release."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    seed: int = Field(0, ge=0, lt=2**31)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of the recipe")
+    seed: int = Field(0, ge=0, lt=2**31, description="of every draw of the run")
     data: DataConfig
     teacher: TeacherConfig
     sample: SampleConfig
