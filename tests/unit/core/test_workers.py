@@ -44,13 +44,14 @@ def test_the_parent_goes_on_hearing_it() -> None:
         time.sleep(1)
 
 
-def test_ctrl_c_while_workers_start_is_not_lost() -> None:
-    class Slow(multiprocessing.Process):
-        def start(self) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            started.append(self)
-
-    started: list[Slow] = []
+def test_ctrl_c_while_workers_start_ends_those_that_run(capfd: pytest.CaptureFixture[str]) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    first = context.Process(target=work, args=(ready,), daemon=True)
+    second = context.Process(target=work, args=(ready,), daemon=True)
+    second.start = lambda: os.kill(os.getpid(), signal.SIGINT)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        workers.start([Slow(), Slow()])
-    assert len(started) == 2
+        workers.start([first, second])
+    assert first.exitcode == -signal.SIGTERM
+    assert second.pid is None
+    assert capfd.readouterr().err == ""
