@@ -62,7 +62,7 @@ bench: $(STAMP) ## Run every benchmark; results go to benchmarks/
 
 docs: $(STAMP) ## Write the generated parts of docs/ again
 	$(BIN)/python docs/predicates/generate.py
-	$(BIN)/python docs/generate_cli.py
+	@set -e; for file in docs/generate_*.py; do echo "$$file"; $(BIN)/python "$$file"; done
 
 constraints: ## Resolve constraints.txt again, from the pins named here
 	rm -rf out/resolve
