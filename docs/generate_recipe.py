@@ -1,0 +1,96 @@
+"""Write the table of fields in docs/distil.md from the recipe's models.
+
+python docs/generate_recipe.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from overproof.core.config import Recipe
+
+PAGE = Path(__file__).parent / "distil.md"
+BEGIN = "<!-- fields: begin (generated) -->"
+END = "<!-- fields: end -->"
+LIMITS = (
+    ("exclusiveMinimum", ">"),
+    ("minimum", "≥"),
+    ("exclusiveMaximum", "<"),
+    ("maximum", "≤"),
+)
+
+
+def page(text: str) -> str:
+    """The page with its table made anew.
+
+    Raises:
+        SystemExit: the page has no place for the table.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"error: {PAGE.name} lacks the lines {BEGIN} and {END}")
+    return f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+
+
+def table() -> str:
+    """One row a field, sections in the order of the models."""
+    schema = Recipe.model_json_schema()
+    lines = ["| field | values | default | meaning |", "|---|---|---|---|"]
+    for place, field, required in fields(schema, schema, ""):
+        default = "**required**" if required else _code(field.get("default"))
+        meaning = field.get("description", "")
+        lines.append(_line([f"`{place}`", _values(field), default, meaning]))
+    return "\n".join(lines)
+
+
+def fields(schema: Any, node: Any, prefix: str) -> list[tuple[str, Any, bool]]:
+    """Dotted place, schema, and whether it must be given, of each field that holds a value."""
+    found: list[tuple[str, Any, bool]] = []
+    for name, field in node["properties"].items():
+        reference = field.get("$ref", "").rpartition("/")[2]
+        if reference:
+            found += fields(schema, schema["$defs"][reference], f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, field, name in node.get("required", [])))
+    return found
+
+
+def _values(field: Any) -> str:
+    options = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
+    shown = [_kind(one) for one in options]
+    return " or ".join([*shown, "null"] if "anyOf" in field else shown)
+
+
+def _kind(field: Any) -> str:
+    if "enum" in field or "const" in field:
+        return ", ".join(_code(value) for value in field.get("enum", [field.get("const")]))
+    if field.get("type") == "array":
+        return f"list of {_kind(field['items'])}"
+    limits = [f"{sign} {field[key]:g}" for key, sign in LIMITS if key in field]
+    if field.get("type") == "integer":  # the limit that a reader thinks of: 2147483648 is 2**31
+        limits = [limit.replace("< 2.14748e+09", "< 2³¹") for limit in limits]
+    if "pattern" in field:
+        limits.append(f"`{field['pattern']}`")
+    return " ".join(
+        [{"string": "text"}.get(field["type"], field["type"]), ", ".join(limits)]
+    ).strip()
+
+
+def _code(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, list):
+        return ", ".join(_code(one) for one in value)
+    return f"`{value}`"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
