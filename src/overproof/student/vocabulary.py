@@ -10,6 +10,7 @@ Shape suffixes: U teacher vocabulary, V student vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Vocabulary:
         """A teacher token in student tokens: itself, or its spelling."""
         if self.kept_U[token]:
             return (int(self.student_ids_U[token]),)
-        return tuple(piece.id for piece in self.tokenizer.model.tokenize(self.texts[token]))
+        return _spelling(self.tokenizer, self.texts[token])
 
 
 def trim(
@@ -136,7 +137,9 @@ def _derivation(text: str, parents: dict[str, tuple[str, str]]) -> list[str]:
 def _rebuild(state: dict[str, Any], order: list[str], control: list[str]) -> Tokenizer:
     number = {text: index for index, text in enumerate(order)}
     model = state["model"] | {
-        "vocab": {text: index for text, index in number.items() if text not in control},
+        # Control tokens stand here too: the library numbers added tokens that the model's own
+        # vocabulary lacks itself, whatever id their row gives.
+        "vocab": number,
         "merges": [
             [left, right]
             for left, right in state["model"]["merges"]
@@ -161,5 +164,26 @@ def _first_pieces(student: Tokenizer, texts: Mapping[int, str]) -> Ints:
     found = np.zeros(max(texts) + 1, np.int64)
     for number, text in texts.items():
         known = vocabulary.get(text)
-        found[number] = student.model.tokenize(text)[0].id if known is None else known
+        found[number] = _spelling(student, text)[0] if known is None else known
     return found
+
+
+def _spelling(student: Tokenizer, text: str) -> tuple[int, ...]:
+    """A teacher token that is not kept, in student tokens.
+
+    A control token's text is plain, and may hold characters that the byte alphabet lacks.
+    """
+    if not set(text) <= _ALPHABET:
+        text = "".join(_BYTES[byte] for byte in text.encode())
+    return tuple(piece.id for piece in student.model.tokenize(text))
+
+
+def _byte_alphabet() -> list[str]:
+    """The character that stands for each byte (GPT-2's table): itself if it can be printed."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = itertools.count(256)
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+
+
+_BYTES = _byte_alphabet()
+_ALPHABET = frozenset(_BYTES)
