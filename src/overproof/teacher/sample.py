@@ -134,11 +134,12 @@ class Sampler:
     def _admit(
         self, rows: list[int], taken: list[Request], free: list[int]
     ) -> Iterator[tuple[Request, list[int]]]:
-        last_BD = self._prefill(rows, [request.ids for request in taken])
+        last_PD = self._prefill(rows, [request.ids for request in taken])
         for row, request in zip(rows, taken, strict=True):
             self.live[row] = _Live(request, self.drawing.max_new_tokens)
             self.columns_B[row] = self.cache.prefix + len(request.ids) - 1
-        yield from self._settle(rows, self.model.lm_head(last_BD), free)
+        # The head too always sees `PREFILL_ROWS` rows: one row alone takes another kernel.
+        yield from self._settle(rows, self.model.lm_head(last_PD)[: len(rows)], free)
 
     def _settle(
         self, rows: list[int], logits_LV: Tensor, free: list[int]
@@ -175,7 +176,10 @@ class Sampler:
         return logits
 
     def _prefill(self, rows: list[int], prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Take prompts into their slots; returns the last hidden state of each, (rows, D)."""
+        """Take prompts into their slots; returns the last hidden states, (PREFILL_ROWS, D).
+
+        Those of `prompts` come first; what follows is filler.
+        """
         cache, start = self.cache, self.cache.prefix
         # Always the same number of rows, filled up with copies of the first, so that the
         # products have a shape that depends on the prompts' length alone.
@@ -195,16 +199,19 @@ class Sampler:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts])
-        last: Tensor = hidden_BSD[torch.arange(len(prompts)), ends]
+        ends = torch.tensor([len(prompt) - 1 for prompt in padded])
+        last: Tensor = hidden_BSD[torch.arange(len(padded)), ends]
         return last
 
     def _choose(self, logits_LV: Tensor, uniform_L: Tensor) -> Tensor:
         """Draw from the top of the logits by inverting the distribution function."""
-        top_LK, ids_LK = logits_LV.float().topk(self.drawing.top_k, dim=-1)
+        kept = min(self.drawing.top_k, logits_LV.shape[-1])
+        top_LK, ids_LK = logits_LV.float().topk(kept, dim=-1)
         mass_LK = torch.softmax(top_LK / self.drawing.temperature, dim=-1)
         before_LK = mass_LK.cumsum(-1) - mass_LK
-        mass_LK = torch.where(before_LK < self.drawing.top_p, mass_LK, 0.0)
+        kept_LK = before_LK < self.drawing.top_p
+        kept_LK[:, 0] = True  # the most likely token stays, even at top_p 0
+        mass_LK = torch.where(kept_LK, mass_LK, 0.0)
         reached_LK = mass_LK.cumsum(-1)
         threshold = uniform_L[:, None] * reached_LK[:, -1:]
         chosen = (reached_LK <= threshold).sum(-1, keepdim=True).clamp_max(ids_LK.shape[1] - 1)
@@ -228,6 +235,15 @@ def _rounded(places: int) -> int:
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
+
+
+def _read_line(line: bytes) -> tuple[str, list[int]] | None:
+    """Key and tokens of a journal line; None if it is not whole."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+        return (str(row["key"]), list(row["tokens"])) if isinstance(row, dict) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class Journal:
@@ -254,10 +270,10 @@ class Journal:
     def _recover(self) -> None:
         whole = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break  # cut by a kill: this answer is drawn again
-            row = json.loads(line)
-            self.done[row["key"]] = row["tokens"]
+            row = _read_line(line)
+            if row is None:
+                break  # cut by a kill or a power cut: what follows is drawn again
+            self.done[row[0]] = row[1]
             whole += len(line)
         os.truncate(self.path, whole)
 

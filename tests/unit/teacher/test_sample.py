@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_teacher as tiny
+import torch
+
+from overproof.core.config import SampleConfig
+from overproof.core.errors import StageError
+from overproof.teacher import sample
+from overproof.teacher.sample import Drawing, Journal, Request, Sampler, draw_all
+
+HEAD = (11, 12, 13, 14)
+STOP = 0
+
+
+def drawing(**changes: object) -> Drawing:
+    base = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 50,
+        "max_new_tokens": 12,
+        "slots": 16,
+        "stop_ids": (STOP,),
+    }
+    return Drawing(**(base | changes))
+
+
+def requests(count: int, seed: int = 0, most: int = 60) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    return [
+        Request.make(f"r{index}", rng.integers(2, tiny.TOKENS, rng.integers(1, most)).tolist(), 7)
+        for index in range(count)
+    ]
+
+
+def draw(model, wanted: list[Request], head=HEAD, places: int = 128, **changes) -> dict:
+    sampler = Sampler(model, head, drawing(**changes), places)
+    return {request.key: tokens for request, tokens in sampler.draw(wanted)}
+
+
+def reopened(path: Path) -> dict[str, list[int]]:
+    """What a journal holds when it is opened again."""
+    journal = Journal(path)
+    journal.close()
+    return journal.done
+
+
+@pytest.fixture(scope="module")
+def half():
+    return tiny.model().to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_answer_does_not_depend_on_the_other_requests(dtype: torch.dtype) -> None:
+    """Bit for bit, whatever else runs, in whatever order: what resuming rests on."""
+    model, wanted = tiny.model().to(dtype), requests(40)
+    whole = draw(model, wanted)
+    assert sorted(whole) == sorted(request.key for request in wanted)
+    assert draw(model, wanted[::-1]) == whole
+    for part in (wanted[:1], wanted[5:8], wanted[1::3], wanted[20:]):
+        assert draw(model, part) == {request.key: whole[request.key] for request in part}
+
+
+@pytest.mark.parametrize("head", [(), HEAD, tuple(range(2, 50))])
+def test_one_prompt_alone_goes_through_the_same_shapes() -> None:
+    """A product of one row takes another kernel, which rounds in another order."""
+    model = tiny.model(vocabulary=9_000, hidden_size=128)
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _m, given, _out: seen.append(len(given[0])))
+    draw(model, requests(1), max_new_tokens=3)
+    assert seen == [sample.PREFILL_ROWS, 16, 16]
+
+
+def test_greedy_answers_are_those_of_the_model_itself(head: tuple[int, ...]) -> None:
+    model, wanted = tiny.model(), requests(20)
+    got = draw(model, wanted, head, 160, top_k=1, max_new_tokens=6)
+    plain = tiny.model()
+    for request in wanted:
+        tokens = [*head, *request.ids]
+        for token in got[request.key]:
+            assert token == int(tiny.alone(plain, tokens)[-1].argmax())
+            tokens.append(token)
+
+
+def test_an_answer_ends_at_a_stop_token_or_at_the_limit(half) -> None:
+    answers = draw(half, requests(60), max_new_tokens=9, stop_ids=tuple(range(0, tiny.TOKENS, 7)))
+    ended = [tokens for tokens in answers.values() if tokens[-1] % 7 == 0]
+    assert ended
+    assert len(ended) < len(answers)
+    for tokens in answers.values():
+        assert all(token % 7 for token in tokens[:-1])
+        assert len(tokens) == 9 or tokens[-1] % 7 == 0
+        assert 1 <= len(tokens) <= 9
+
+
+def test_one_new_token_and_fewer_slots_than_a_prefill_takes(half) -> None:
+    wanted = requests(11)
+    whole = draw(half, wanted, max_new_tokens=1, slots=3)
+    assert all(len(tokens) == 1 for tokens in whole.values())
+    assert len(whole) == 11
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(1.0, 1.0, 50), (0.5, 1.0, 50), (1.7, 1.0, 8), (1.0, 0.6, 50)],
+)
+def test_draws_follow_the_softmax(temperature: float, top_p: float, top_k: int) -> None:
+    """Chi-square of 20,000 first tokens against the distribution computed by the definition."""
+    count = 20_000
+    logits = torch.linspace(3, -3, 60)[
+        torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    ]
+    sampler = object.__new__(Sampler)
+    sampler.drawing = drawing(temperature=temperature, top_p=top_p, top_k=top_k)
+    uniform = torch.from_numpy(np.random.default_rng(5).random(count)).float()
+    got = np.bincount(sampler._choose(logits.expand(count, -1), uniform).numpy(), minlength=60)
+    # The definition: keep the top k, soften, keep the smallest set that reaches top_p.
+    order = logits.argsort(descending=True)
+    probs = (logits[order[:top_k]] / temperature).double().softmax(-1)
+    nucleus = int((probs.cumsum(-1) < top_p - 1e-12).sum()) + 1
+    wanted = np.zeros(60)
+    wanted[order[: min(nucleus, top_k)]] = (probs[:nucleus] / probs[:nucleus].sum()) * count
+    assert got[wanted == 0].sum() == 0
+    used = wanted > 0
+    chi = ((got[used] - wanted[used]) ** 2 / wanted[used]).sum()
+    free = used.sum() - 1
+    assert chi < free + 4 * np.sqrt(2 * free), (chi, free)  # about 1 in 10,000 by chance
+
+
+def test_top_p_of_nothing_and_a_wide_top_k_are_still_draws() -> None:
+    """top_p 0 leaves the most likely token alone; top_k beyond the vocabulary is all of it."""
+    model, wanted = tiny.model(), requests(5)
+    assert draw(model, wanted, top_p=0.0) == draw(model, wanted, top_k=1)
+    assert draw(model, wanted, top_k=10_000) == draw(model, wanted, top_k=tiny.TOKENS)
+
+
+def test_a_request_draws_by_its_own_seed() -> None:
+    one, other = Request.make("a", [1], 0), Request.make("b", [1], 0)
+    assert one == Request.make("a", (1,), 0)
+    assert len({one.seed, other.seed, Request.make("a", [1], 1).seed}) == 3
+
+
+def test_the_recipe_gives_the_drawing() -> None:
+    config = SampleConfig(prompts=1, temperature=0.3, top_p=0.9, top_k=5, max_new_tokens=4, batch=2)
+    assert Drawing.of(config, (3,)) == Drawing(0.3, 0.9, 5, 4, 2, (3,))
+
+
+def test_a_journal_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    first = Journal(path)
+    first.add("a", [1, 2])
+    first.add("b\n\u2028", [3])
+    first.close()
+    again = Journal(path)
+    assert again.done == {"a": [1, 2], "b\n\u2028": [3]}
+    again.add("c", [])
+    again.close()
+    assert set(reopened(path)) == {"a", "b\n\u2028", "c"}
+
+
+@pytest.mark.parametrize(
+    "torn", [b"{", b'{"key": "b", "tokens": [1, 2', b'{"key": "b", "tokens": [1]}']
+)
+def test_a_torn_last_line_is_dropped_and_written_again(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"key": "a", "tokens": [1]}\n' + torn)
+    journal = Journal(path)
+    assert journal.done == {"a": [1]}
+    journal.add("b", [9])
+    journal.close()
+    assert reopened(path) == {"a": [1], "b": [9]}
+
+
+@pytest.mark.parametrize("bad", [b"nothing\n", b"\x00\x00\x00\n", b"[1]\n", b'{"key": "a"}\n'])
+def test_a_damaged_line_is_told_not_thrown(tmp_path: Path, bad: bytes) -> None:
+    """Blocks of zeros are what a power cut leaves; the answers after them are drawn again."""
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"key": "a", "tokens": [1]}\n' + bad + b'{"key": "b", "tokens": [1]}\n')
+    assert reopened(path) == {"a": [1]}
+    assert reopened(path) == {"a": [1]}
+
+
+def test_what_the_journal_holds_is_not_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def spread(_model, _prefix, left, _drawing, _places):
+        asked.extend(request.key for request in left)
+        yield from ((request.key, [7]) for request in left)
+
+    monkeypatch.setattr(sample, "_spread", spread)
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.add("r1", [5])
+    progress = tiny.meter()
+    answers = draw_all(None, HEAD, requests(3), drawing(), journal, progress)
+    assert answers == {"r0": [7], "r1": [5], "r2": [7]}
+    assert sorted(asked) == ["r0", "r2"]
+    asked.clear()
+    assert draw_all(None, HEAD, requests(3), drawing(), journal, progress) == answers
+    journal.close()
+    assert not asked
+
+
+RUN = """
+import sys, json
+sys.path.insert(0, {helper!r})
+import tiny_teacher as tiny
+from pathlib import Path
+from test_sample import HEAD, drawing, requests
+from overproof.teacher.sample import Journal, draw_all
+import torch
+
+if __name__ == "__main__":
+    model = tiny.model(layers=12).to(torch.bfloat16)
+    journal = Journal(Path(sys.argv[1]) / "journal.jsonl")
+    answers = draw_all(model, HEAD, requests(300), drawing(max_new_tokens=24, slots=8), journal,
+                       tiny.meter())
+    Path(sys.argv[1], "answers.json").write_text(json.dumps(answers, sort_keys=True))
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    folder.mkdir(exist_ok=True)
+    script = folder / "run.py"
+    script.write_text(RUN.format(helper=str(Path(__file__).parent)))
+    source = str(Path(sample.__file__).parents[2])
+    env = {**os.environ, "PYTHONPATH": source}
+    return subprocess.Popen([sys.executable, str(script), str(folder)], env=env)
+
+
+def test_killed_and_resumed_answers_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole).wait(120) == 0
+    process, journal = start(cut), cut / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.stat().st_size > 200):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = journal.read_bytes().split(b"\n")[:-1]
+    assert 0 < len(before) < 300
+    assert not (cut / "answers.json").exists()
+    assert start(cut).wait(120) == 0
+    after = journal.read_bytes().split(b"\n")[:-1]
+    assert after[: len(before)] == before
+    keys = [json.loads(line)["key"] for line in after]
+    assert len(keys) == len(set(keys)) == 300
+    assert (cut / "answers.json").read_bytes() == (whole / "answers.json").read_bytes()
+
+
+def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
+    broken = tiny.model()
+    del broken.lm_head
+    journal = Journal(tmp_path / "journal.jsonl")
+    with pytest.raises(StageError, match="worker"):
+        draw_all(broken, HEAD, requests(2), drawing(), journal, tiny.meter())
+    journal.close()

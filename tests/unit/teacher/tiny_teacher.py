@@ -1,0 +1,117 @@
+"""A random Llama of a few thousand parameters with its own small tokenizer, made in a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from overproof.core.artifact import Resource
+from overproof.core.console import Meter
+from overproof.teacher.example import Example
+from overproof.teacher.local import Teacher
+
+CONTROL = ("<|end|>", "<|start|>")
+TOKENS = 420
+TEXT = (
+    "Where is my parcel? It was due on Monday and has not arrived.",
+    "I was charged twice for the same order; please refund the second payment.",
+    "Please give me the number of your order and I will look for the parcel.",
+    "The roaming package ends on Monday, and the next one starts on Tuesday.",
+)
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENS,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=list(CONTROL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    made.train_from_iterator(TEXT, trainer)
+    return made
+
+
+def model(*, layers: int = 3, vocabulary: int = TOKENS, seed: int = 0, **changes: Any) -> Any:
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 1024,
+        "bos_token_id": 1,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    made = LlamaForCausalLM(LlamaConfig(**(shape | changes))).eval()
+    with torch.no_grad():
+        for name, values in made.named_parameters():
+            if "norm" not in name:
+                values.normal_(0, 0.15)
+    return made
+
+
+def teacher(**changes: Any) -> Teacher:
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(),
+        eos_token=CONTROL[0],
+        bos_token=CONTROL[1],
+        pad_token=CONTROL[0],
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+    resource = Resource("teacher", "tiny", "file:tiny", "0" * 64)
+    return Teacher("tiny", resource, model(**changes), wrapped)
+
+
+def save(folder: Path, **changes: Any) -> Path:
+    made = teacher(**changes)
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def examples(
+    count: int, *, seed: int = 0, vocabulary: int = TOKENS, most: int = 9
+) -> list[Example]:
+    """Random conversations, no control tokens among them."""
+    rng = np.random.default_rng(seed)
+
+    def some() -> tuple[int, ...]:
+        return tuple(rng.integers(2, vocabulary, rng.integers(1, most)).tolist())
+
+    return [Example(f"key-{index}", some(), some()) for index in range(count)]
+
+
+def meter(total: int = 1) -> Meter:
+    return Meter("test", total, "units", None)
+
+
+def alone(model: Any, tokens: Sequence[int]) -> torch.Tensor:
+    """Logits of one sequence by transformers itself, (T, V)."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor([list(tokens)])).logits[0]
+        return logits
