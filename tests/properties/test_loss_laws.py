@@ -1,0 +1,138 @@
+"""What must hold of the losses for any distributions."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overproof.student import losses
+from overproof.student.losses import bucket_kl, chunked_bucket_kl, one_hot
+
+SEEDS = st.integers(0, 2**31 - 1)
+SCALES = st.sampled_from([0.0, 0.1, 1.0, 8.0, 60.0])
+
+
+def case(seed: int, scale: float, rows: int, tokens: int, kept: int):
+    """Logits, ids, probabilities: a teacher's own top tokens, fp64."""
+    make = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, tokens, dtype=torch.float64, generator=make) * scale
+    teacher = torch.randn(rows, tokens, dtype=torch.float64, generator=make) * scale
+    probs, ids = teacher.softmax(-1).topk(kept, -1)
+    return logits, teacher, ids, probs
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, SCALES, st.integers(2, 40), st.data())
+def test_never_negative(seed: int, scale: float, tokens: int, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, tokens))
+    logits, _, ids, probs = case(seed, scale, 5, tokens, kept)
+    for dtype in (torch.float32, torch.float64):
+        loss, grad = bucket_kl(logits.to(dtype), ids, probs.to(dtype))
+        assert (loss >= -1e-6 if dtype == torch.float32 else loss >= -1e-12).all()
+        assert torch.isfinite(loss).all()
+        assert torch.isfinite(grad).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, SCALES, st.integers(2, 40), st.data())
+def test_zero_on_equal_inputs(seed: int, scale: float, tokens: int, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, tokens))
+    logits, _, _, _ = case(seed, scale, 5, tokens, kept)
+    probs, ids = logits.softmax(-1).topk(kept, -1)
+    loss, grad = bucket_kl(logits, ids, probs)
+    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-9)
+    torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.sampled_from([0.1, 1.0, 8.0]), st.integers(2, 40))
+def test_dense_when_every_token_is_kept(seed: int, scale: float, tokens: int) -> None:
+    logits, teacher, ids, probs = case(seed, scale, 4, tokens, tokens)
+    logits.requires_grad_(True)
+    log_p, log_q = teacher.log_softmax(-1), logits.log_softmax(-1)
+    dense = (log_p.exp() * (log_p - log_q)).sum(-1)
+    wanted = torch.autograd.grad(dense.sum(), logits)[0]
+    loss, grad = bucket_kl(logits.detach(), ids, probs)
+    torch.testing.assert_close(loss, dense.detach(), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(grad, wanted, rtol=1e-6, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.sampled_from([0.1, 1.0, 8.0]), st.integers(3, 40), st.data())
+def test_the_gradient_is_that_of_the_value(
+    seed: int, scale: float, tokens: int, data: st.DataObject
+) -> None:
+    kept = data.draw(st.integers(1, tokens - 1))
+    logits, _, ids, probs = case(seed, scale, 4, tokens, kept)
+    logits.requires_grad_(True)
+    q = logits.softmax(-1)
+    others = torch.ones_like(q).scatter(-1, ids, 0.0)
+    tail_p, tail_q = 1 - probs.sum(-1), (q * others).sum(-1)
+    kept_terms = (torch.xlogy(probs, probs) - probs * q.gather(-1, ids).log()).sum(-1)
+    value = kept_terms + torch.xlogy(tail_p, tail_p) - tail_p * tail_q.log()
+    wanted = torch.autograd.grad(value.sum(), logits)[0]
+    loss, grad = bucket_kl(logits.detach(), ids, probs)
+    torch.testing.assert_close(loss, value.detach(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(grad, wanted, rtol=1e-6, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(2, 30))
+def test_a_distribution_on_one_token_is_cross_entropy(seed: int, tokens: int) -> None:
+    logits, _, _, _ = case(seed, 3.0, 6, tokens, 1)
+    targets = torch.randint(tokens, (6,), generator=torch.Generator().manual_seed(seed))
+    logits.requires_grad_(True)
+    dense = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    wanted = torch.autograd.grad(dense.sum(), logits)[0]
+    ids, probs = one_hot(targets)
+    loss, grad = bucket_kl(logits.detach(), ids, probs.double())
+    torch.testing.assert_close(loss, dense.detach(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(grad, wanted, rtol=1e-6, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(4, 30), st.integers(1, 12))
+def test_filler_of_probability_0_changes_nothing(seed: int, tokens: int, filler: int) -> None:
+    """Filler may repeat a kept token, another filler, or name any token."""
+    logits, _, ids, probs = case(seed, 2.0, 5, tokens, 2)
+    more = torch.randint(tokens, (5, filler), generator=torch.Generator().manual_seed(seed))
+    loss, grad = bucket_kl(logits, ids, probs)
+    wide = torch.cat([ids, more], -1), torch.cat([probs, torch.zeros(5, filler)], -1).double()
+    loss_wide, grad_wide = bucket_kl(logits, *wide)
+    torch.testing.assert_close(loss_wide, loss, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(grad_wide, grad, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.integers(1, 23), st.integers(1, 7), st.integers(0, 23))
+def test_chunks_and_micro_batches_change_nothing(
+    seed: int, positions: int, chunk: int, split: int
+) -> None:
+    make = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(positions, 6, dtype=torch.float64, generator=make)
+    head = torch.randn(11, 6, dtype=torch.float64, generator=make)
+    _, _, ids, probs = case(seed, 2.0, positions, 11, 3)
+    weight = torch.rand(positions, dtype=torch.float64, generator=make)
+    weight /= weight.sum()
+
+    def run(parts: list[slice], size: int) -> list[torch.Tensor]:
+        mine, own = hidden.clone().requires_grad_(True), head.clone().requires_grad_(True)
+        before, losses.CHUNK_POSITIONS = losses.CHUNK_POSITIONS, size
+        try:
+            total = torch.zeros((), dtype=torch.float64)
+            for part in parts:
+                loss = chunked_bucket_kl(
+                    mine[part], own, ids[part], probs[part], weight[part], compute=torch.float64
+                )
+                loss.backward()
+                total += loss.detach()
+        finally:
+            losses.CHUNK_POSITIONS = before
+        return [total, mine.grad, own.grad]
+
+    whole = run([slice(None)], 512)
+    at = min(split, positions)
+    pieces = [part for part in (slice(0, at), slice(at, positions)) if part.stop > part.start]
+    for other in (run([slice(None)], chunk), run(pieces, 512), run(pieces, chunk)):
+        torch.testing.assert_close(other, whole, rtol=1e-9, atol=1e-12)
