@@ -115,9 +115,10 @@ def _truth(teacher: Any, prefix: Sequence[int], group: Sequence[Example], length
 
 def _project(truth_NU: Tensor, vocabulary: Vocabulary) -> Tensor:
     """The teacher's probabilities over what the student says next, (N, V)."""
-    columns = torch.from_numpy(vocabulary.student_ids_U)
+    # A tokenizer may know more tokens than the model has rows, never fewer.
+    columns = torch.from_numpy(vocabulary.student_ids_U)[: truth_NU.shape[1]]
     target = torch.zeros(len(truth_NU), vocabulary.size)
-    return target.index_add_(1, columns, truth_NU.exp()[:, : len(columns)])
+    return target.index_add_(1, columns, truth_NU.exp())
 
 
 def _tally_teacher(tally: Tally, truth_NU: Tensor, group: Sequence[Example]) -> None:

@@ -103,10 +103,11 @@ class TrainSet:
 def project(signals: Signals, vocabulary: Vocabulary, top_k: int) -> tuple[Tensor, Tensor]:
     """The teacher's distributions over the student's tokens: ids and probabilities, (M, K).
 
-    The mass of a token that the student lacks goes to the first piece of its spelling.
+    The mass of a token that the student lacks goes to the first piece of its spelling. K is
+    `top_k`, or the student's vocabulary where that is smaller.
     """
     student_ids = torch.from_numpy(vocabulary.student_ids_U)
-    count = len(signals.tail_N)
+    count, top_k = len(signals.tail_N), min(top_k, vocabulary.size)
     ids, probs = torch.zeros(count, top_k, dtype=torch.long), torch.zeros(count, top_k)
     for start in range(0, count, PROJECT_ROWS):
         rows = slice(start, start + PROJECT_ROWS)
@@ -136,7 +137,7 @@ def build_train_set(
     lengths = np.array([len(one.tokens) for one in respelled])
     starts = np.cumsum([0, *(len(example.answer) for example in examples[:-1])])
     position = np.where(position == NO_TARGET, NO_TARGET, position + np.repeat(starts, lengths))
-    kept = 1 if signals is None else signals.ids_NK.shape[1]
+    kept = 1 if signals is None else min(signals.ids_NK.shape[1], vocabulary.size)
     # The default target is the next token itself: for the control arm, and inside spellings.
     ids = np.repeat(np.roll(tokens, -1)[:, None], kept, axis=1).astype(np.int32)
     probs = np.zeros((len(tokens), kept), np.float32)

@@ -54,7 +54,7 @@ class Vocabulary:
 
     def pieces(self, token: int) -> tuple[int, ...]:
         """A teacher token in student tokens: itself, or its spelling."""
-        if self.kept_U[token]:
+        if self.kept_U[token] or token not in self.texts:
             return (int(self.student_ids_U[token]),)
         return _spelling(self.tokenizer, self.texts[token])
 
@@ -107,9 +107,11 @@ def trim(
     student = _rebuild(state, order, control)
     teacher_ids = np.array([ids.get(text, ABSENT) for text in order])
     # 4.
-    kept_U = np.zeros(len(mass_U), np.bool_)
+    kept_U = np.zeros(max(len(mass_U), max(texts) + 1), np.bool_)
     kept_U[teacher_ids[teacher_ids != ABSENT]] = True
-    return Vocabulary(student, teacher_ids, _first_pieces(student, texts), kept_U, texts)
+    return Vocabulary(
+        student, teacher_ids, _first_pieces(student, texts, len(mass_U)), kept_U, texts
+    )
 
 
 def _byte_level_state(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -155,13 +157,15 @@ def _rebuild(state: dict[str, Any], order: list[str], control: list[str]) -> Tok
     return Tokenizer.from_str(json.dumps(state | {"model": model, "added_tokens": added}))
 
 
-def _first_pieces(student: Tokenizer, texts: Mapping[int, str]) -> Ints:
+def _first_pieces(student: Tokenizer, texts: Mapping[int, str], size: int) -> Ints:
     """For each teacher token the first student token of its text.
 
-    Token texts are in the byte alphabet already: the BPE model is asked, not the pipeline.
+    Token texts are in the byte alphabet already: the BPE model is asked, not the pipeline. Many
+    models have more rows than tokens, to round the matrix up; those have no text, no row of
+    their own in the student, and next to no mass: it goes to token 0.
     """
     vocabulary = student.get_vocab()
-    found = np.zeros(max(texts) + 1, np.int64)
+    found = np.zeros(max(max(texts) + 1, size), np.int64)
     for number, text in texts.items():
         known = vocabulary.get(text)
         found[number] = _spelling(student, text)[0] if known is None else known

@@ -22,7 +22,7 @@ from overproof.teacher.example import Example
 from overproof.teacher.local import Teacher
 
 CONTROL = ("<|end|>", "<|start|>")
-TOKENS = 420
+TOKENS = 360
 TEXT = (
     "Where is my parcel? It was due on Monday and has not arrived.",
     "I was charged twice for the same order; please refund the second payment.",

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+for place in ("teacher", "student"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / place))
+
+import tiny_teacher as tiny
+import training
+
+from overproof.core.config import EvaluateConfig
+from overproof.release.evaluate import evaluate, interval
+from overproof.student import shape
+from overproof.student.examples import respell
+from overproof.student.vocabulary import Vocabulary
+
+MEASURES = ("kl_nats_per_token", "top1_agreement", "perplexity")
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return tiny.model()
+
+
+def measure(teacher, vocabulary: Vocabulary, models, count: int = 30, seed: int = 0, **changes):
+    return evaluate(
+        teacher,
+        training.HEAD,
+        tiny.examples(count, seed=seed),
+        vocabulary,
+        models,
+        EvaluateConfig(**({"bootstrap": 200} | changes)),
+        seed=1,
+        length=training.ROOM,
+        meter=tiny.meter(),
+    )
+
+
+def test_a_student_that_is_the_teacher(teacher) -> None:
+    vocabulary = training.vocabulary()
+    same = shape.cut(teacher, [0, 1, 2], vocabulary)
+    found = measure(teacher, vocabulary, {"student": same})
+    assert found["student"]["kl_nats_per_token"]["value"] == pytest.approx(0, abs=1e-5)
+    assert found["student"]["top1_agreement"]["value"] == 1.0
+    assert found["student"]["perplexity"]["value"] == pytest.approx(
+        found["teacher"]["perplexity"]["value"], rel=1e-4
+    )
+    assert found["teacher"]["kl_nats_per_token"] == {"value": 0, "low": 0, "high": 0}
+
+
+def test_the_numbers_are_those_of_the_definition(teacher) -> None:
+    """Full vocabulary, each example alone, in plain formulas."""
+    vocabulary, other = training.vocabulary(), tiny.model(seed=1)
+    found = measure(teacher, vocabulary, {"student": other})["student"]
+    kl, hits, nll, count = 0.0, 0, 0.0, 0
+    for example in tiny.examples(30):
+        text = [*training.HEAD, *example.tokens]
+        rows = [len(training.HEAD) + place for place in example.targets]
+        log_p = tiny.alone(teacher, text)[rows].double().log_softmax(-1)
+        log_q = tiny.alone(other, text)[rows].double().log_softmax(-1)
+        kl += float((log_p.exp() * (log_p - log_q)).sum())
+        hits += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+        nll -= float(log_q.gather(-1, torch.tensor(example.answer)[:, None]).sum())
+        count += len(example.answer)
+    assert found["kl_nats_per_token"]["value"] == pytest.approx(kl / count, rel=1e-4)
+    assert found["top1_agreement"]["value"] == pytest.approx(hits / count)
+    assert found["perplexity"]["value"] == pytest.approx(math.exp(nll / count), rel=1e-4)
+
+
+def test_intervals_hold_the_value_and_repeat(teacher) -> None:
+    models = {"student": tiny.model(seed=1), "untrained": tiny.model(seed=2)}
+    found = measure(teacher, training.vocabulary(), models)
+    assert found == measure(teacher, training.vocabulary(), models)
+    assert set(found) == {"teacher", "student", "untrained"}
+    for name in models:
+        for key in MEASURES:
+            part = found[name][key]
+            assert part["low"] <= part["value"] <= part["high"]
+        assert found[name]["perplexity"]["low"] < found[name]["perplexity"]["high"]
+
+
+def test_spelled_tokens_count_as_misses_and_their_later_pieces_cost(teacher) -> None:
+    """The student is the teacher with fewer tokens: right wherever it can say the token."""
+    vocabulary = training.vocabulary(280)
+    student = shape.cut(teacher, [0, 1, 2], vocabulary)
+    examples = tiny.examples(30)
+    found = measure(teacher, vocabulary, {"student": student})["student"]
+    best = [
+        int(row.argmax())
+        for one in examples
+        for row in tiny.alone(teacher, [*training.HEAD, *one.tokens])[
+            [len(training.HEAD) + place for place in one.targets]
+        ]
+    ]
+    sayable = vocabulary.kept_U[best].mean()
+    assert sayable < 1
+    assert found["top1_agreement"]["value"] <= sayable
+    pieces = sum(sum(respell(one, vocabulary).spelled) for one in examples)
+    assert pieces > 0
+    assert found["kl_nats_per_token"]["value"] > pieces / len(best)  # each costs > 1 nat here
+
+
+def test_agreement_by_position(teacher) -> None:
+    found = measure(teacher, training.vocabulary(), {"student": tiny.model(seed=1)})
+    lengths = [len(one.answer) for one in tiny.examples(30)]
+    rows = found["student"]["agreement_by_position"]
+    assert [row[0] for row in rows] == list(range(max(lengths)))
+    assert [row[2] for row in rows] == [
+        sum(size > place for size in lengths) for place in range(max(lengths))
+    ]
+    hits = sum(row[1] * row[2] for row in rows)
+    assert hits / sum(lengths) == pytest.approx(found["student"]["top1_agreement"]["value"])
+    assert all(row[1] == 1.0 for row in found["teacher"]["agreement_by_position"])
+
+
+def test_a_spelling_longer_than_a_sequence_is_not_left_out(teacher) -> None:
+    vocabulary = training.vocabulary(258)
+    student = shape.cut(teacher, [0, 1, 2], vocabulary)
+    found = evaluate(
+        teacher, (), tiny.examples(30), vocabulary, {"student": student},
+        EvaluateConfig(bootstrap=10), seed=0, length=17, meter=tiny.meter(),
+    )  # fmt: skip
+    assert math.isfinite(found["student"]["kl_nats_per_token"]["value"])
+
+
+def test_the_interval_is_the_percentile_bootstrap() -> None:
+    sums, tokens = np.array([1.0, 6.0]), np.array([1.0, 2.0])
+    draws = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    got = interval(sums, tokens, draws, 1.0)
+    assert got == {"value": 7 / 3, "low": 1.0, "high": 3.0}
+    equal = interval(np.array([2.0, 2.0]), np.ones(2), draws, 0.95)
+    assert equal == {"value": 2.0, "low": 2.0, "high": 2.0}

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_teacher as tiny
+import torch
+import training
+
+from overproof.student.examples import NO_TARGET, build_train_set, project, respell
+from overproof.student.vocabulary import Vocabulary
+from overproof.teacher.example import Example
+from overproof.teacher.signals import Signals, shard_signals
+
+
+@pytest.fixture(scope="module")
+def small() -> Vocabulary:
+    return training.vocabulary(280)
+
+
+@pytest.fixture(scope="module")
+def spelled(small: Vocabulary) -> int:
+    """A teacher token that the student writes in three pieces or more."""
+    return next(t for t in range(tiny.TOKENS) if len(small.pieces(t)) > 2)
+
+
+def test_a_kept_token_is_itself_and_predicted_by_the_one_before(small: Vocabulary) -> None:
+    a, b, c = np.flatnonzero(small.kept_U)[5:8].tolist()
+    one = respell(Example("k", (a,), (b, c)), small)
+    assert one.tokens == small.student_ids_U[[a, b, c]].tolist()
+    assert one.teacher_positions == [0, 1, NO_TARGET]
+    assert one.spelled == [False, False, False]
+
+
+def test_a_spelled_token_has_its_target_at_the_first_piece(small: Vocabulary, spelled: int) -> None:
+    kept = int(np.flatnonzero(small.kept_U)[5])
+    pieces = small.pieces(spelled)
+    one = respell(Example("k", (kept,), (spelled, kept)), small)
+    own = int(small.student_ids_U[kept])
+    assert one.tokens == [own, *pieces, own]
+    inside = len(pieces) - 1
+    assert one.teacher_positions == [0, *[NO_TARGET] * inside, 1, NO_TARGET]
+    assert one.spelled == [False, *[True] * inside, False, False]
+
+
+def test_a_spelled_token_of_the_prompt_has_no_target(small: Vocabulary, spelled: int) -> None:
+    one = respell(Example("k", (spelled, spelled), (5,)), small)
+    count = 2 * len(small.pieces(spelled))
+    assert one.spelled == [False] * (count + len(small.pieces(5)))
+    assert [p for p in one.teacher_positions if p != NO_TARGET] == [0]
+    assert one.teacher_positions[count - 1] == 0
+
+
+def test_projection_sums_the_mass_of_tokens_with_one_first_piece(
+    small: Vocabulary, spelled: int
+) -> None:
+    first = small.pieces(spelled)[0]
+    whole = int(small.teacher_ids_V[first])
+    other = int(np.flatnonzero(small.kept_U & (small.student_ids_U != first))[9])
+    signals = Signals(
+        torch.tensor([[spelled, whole, other]], dtype=torch.int32),
+        torch.tensor([[0.5, 0.25, 0.125]]).log().half(),
+        torch.tensor([0.125]).log(),
+    )
+    ids, probs = project(signals, small, 3)
+    assert ids[0, :2].tolist() == [first, int(small.student_ids_U[other])]
+    torch.testing.assert_close(probs[0], torch.tensor([0.75, 0.125, 0.0]), rtol=1e-3, atol=1e-6)
+
+
+def test_projection_to_more_than_the_student_has(small: Vocabulary) -> None:
+    examples = tiny.examples(3)
+    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, 400)
+    data = build_train_set(training.HEAD, examples, small, signals)
+    assert data.ids_NK.shape == data.probs_NK.shape == (len(data.tokens_N), 280)
+    assert (data.ids_NK < 280).all()
+
+
+def test_a_set_lines_up_with_the_teacher(small: Vocabulary) -> None:
+    examples = tiny.examples(12)
+    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, 8)
+    ids, probs = project(signals, small, 8)
+    data = build_train_set(training.HEAD, examples, small, signals)
+    assert [piece for t in training.HEAD for piece in small.pieces(t)] == data.prefix.tolist()
+    start, row = 0, 0
+    for example in examples:
+        one = respell(example, small)
+        for place, position in enumerate(one.teacher_positions):
+            at = start + place
+            assert data.tokens_N[at] == one.tokens[place]
+            assert data.weight_N[at] == (position != NO_TARGET or one.spelled[place])
+            if position != NO_TARGET:
+                assert (data.ids_NK[at] == ids[row + position].numpy()).all()
+                assert (data.probs_NK[at] == probs[row + position].numpy()).all()
+            elif one.spelled[place]:
+                assert data.ids_NK[at, 0] == one.tokens[place + 1]
+                assert data.probs_NK[at].tolist() == [1.0] + [0.0] * 7
+        start, row = start + len(one.tokens), row + len(example.answer)
+    assert start == len(data.tokens_N)
+
+
+def test_without_signals_the_target_is_the_next_token(small: Vocabulary) -> None:
+    examples = tiny.examples(12)
+    data = build_train_set(training.HEAD, examples, small, None)
+    used = np.flatnonzero(data.weight_N)
+    assert (data.ids_NK[used, 0] == data.tokens_N[used + 1]).all()
+    assert (data.probs_NK == 1.0).all()
+    with_signals = build_train_set(
+        training.HEAD, examples, small,
+        shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, 8),
+    )  # fmt: skip
+    assert (data.weight_N == with_signals.weight_N).all()

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_teacher as tiny
+import torch
+import training
+
+from overproof.core.config import StudentConfig
+from overproof.core.errors import StageError, UsageError
+from overproof.data.pack import pack
+from overproof.student import shape
+from overproof.student.examples import respell
+from overproof.student.initial import _calibration
+from overproof.teacher.signals import shard_signals
+
+LAYERS, IDLE = 5, 2
+
+
+def config(**changes: object) -> StudentConfig:
+    return StudentConfig(**({"name": "s", "layers": 3, "vocabulary": 300} | changes))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """Layer `IDLE` adds almost nothing to what passes through it."""
+    made = tiny.model(layers=LAYERS)
+    with torch.no_grad():
+        made.model.layers[IDLE].mlp.down_proj.weight.mul_(1e-3)
+        made.model.layers[IDLE].self_attn.o_proj.weight.mul_(1e-3)
+    return made
+
+
+@pytest.fixture(scope="module")
+def calibration(teacher):
+    examples = tiny.examples(30)
+    signals = shard_signals(teacher, training.HEAD, examples, training.ROOM, 16)
+    return _calibration(training.HEAD, examples, signals, 200, training.ROOM)
+
+
+def test_greedy_drops_the_idle_layer_first(teacher, calibration) -> None:
+    progress = tiny.meter()
+    kept, removals = shape.choose_layers(teacher, config(layers=3), calibration, progress)
+    assert removals[0].layer == IDLE
+    assert len(kept) == 3
+    assert kept == sorted(set(range(LAYERS)) - {one.layer for one in removals})
+    assert 0 <= removals[0].kl < 1e-2 < removals[1].kl
+
+
+def test_the_measured_divergence_is_that_of_the_model_without_the_layers(
+    teacher, calibration
+) -> None:
+    from overproof.student.losses import bucket_kl
+    from overproof.teacher.signals import model_inputs
+
+    kept, removals = shape.choose_layers(teacher, config(layers=3), calibration, tiny.meter())
+    smaller = tiny.model(layers=LAYERS)
+    smaller.load_state_dict(teacher.state_dict())
+    smaller.model.layers = torch.nn.ModuleList(smaller.model.layers[layer] for layer in kept)
+    with torch.inference_mode():
+        logits = smaller(**model_inputs(calibration.batch, torch.float32)).logits
+    loss, _ = bucket_kl(logits[calibration.picked], calibration.ids_PK, calibration.probs_PK)
+    assert removals[-1].kl == pytest.approx(float(loss.mean()), rel=1e-4)
+
+
+def test_angular_drops_one_block(teacher, calibration) -> None:
+    wanted = config(layers=4, importance="angular")
+    kept, removals = shape.choose_layers(teacher, wanted, calibration, tiny.meter())
+    assert [one.layer for one in removals] == [IDLE]
+    assert kept == [0, 1, 3, 4]
+    kept, removals = shape.choose_layers(
+        teacher, config(layers=2, importance="angular"), calibration, tiny.meter()
+    )
+    block = [one.layer for one in removals]
+    assert block == list(range(block[0], block[0] + 3))
+    assert 0 in kept  # the first layer makes states out of embeddings
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(5, [0, 1, 2, 3, 4]), (3, [0, 2, 4]), (1, [0])])
+def test_even(teacher, calibration, layers: int, kept: list[int]) -> None:
+    wanted = config(layers=layers, importance="even")
+    assert shape.choose_layers(teacher, wanted, calibration, tiny.meter()) == (kept, [])
+
+
+@pytest.mark.parametrize("importance", ["greedy-kl", "angular", "even"])
+def test_all_layers_may_stay_but_no_more(teacher, calibration, importance: str) -> None:
+    wanted = config(layers=LAYERS, importance=importance)
+    kept, _ = shape.choose_layers(teacher, wanted, calibration, tiny.meter())
+    assert kept == list(range(LAYERS))
+    with pytest.raises(UsageError, match="student.layers is 6") as caught:
+        wanted = config(layers=LAYERS + 1, importance=importance)
+        shape.choose_layers(teacher, wanted, calibration, tiny.meter())
+    assert "the teacher has 5 layers" in caught.value.render()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_cut_keeps_the_weights(tied: bool) -> None:
+    teacher = tiny.model(layers=4, tie_word_embeddings=tied)
+    before = {name: values.clone() for name, values in teacher.state_dict().items()}
+    vocabulary = training.vocabulary(300)
+    student = shape.cut(teacher, [0, 3], vocabulary)
+    assert student.config.num_hidden_layers == len(student.model.layers) == 2
+    assert student.config.vocab_size == student.lm_head.weight.shape[0] == 300
+    for new, old in ((0, 0), (1, 3)):
+        for name, values in student.model.layers[new].state_dict().items():
+            assert torch.equal(values, before[f"model.layers.{old}.{name}"])
+    rows = vocabulary.teacher_ids_V
+    known = rows >= 0
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(student.state_dict()[name][known], before[name][rows[known]])
+    assert student.config.eos_token_id == vocabulary.tokenizer.token_to_id("<|end|>")
+    assert student.config.bos_token_id == vocabulary.tokenizer.token_to_id("<|start|>")
+    assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied
+    assert all(torch.equal(values, before[name]) for name, values in teacher.state_dict().items())
+
+
+def test_a_student_of_all_layers_and_tokens_is_the_teacher() -> None:
+    teacher = tiny.model()
+    vocabulary = training.vocabulary()
+    student = shape.cut(teacher, [0, 1, 2], vocabulary)
+    text = [5, 300, 17, 8]
+    torch.testing.assert_close(
+        tiny.alone(student, vocabulary.student_ids_U[text]),
+        tiny.alone(teacher, text)[:, vocabulary.teacher_ids_V],
+    )
+
+
+def test_repair_lowers_the_error_of_the_states(teacher) -> None:
+    vocabulary, kept = training.vocabulary(), [0, 2, 4]
+    texts = [respell(one, vocabulary).tokens for one in tiny.examples(300)]
+    batch = pack(training.HEAD, texts, training.ROOM)
+    student = shape.cut(teacher, kept, vocabulary)
+    before = _state_error(student, teacher, texts[:20])
+    steps: list[int] = []
+    errors = shape.repair(student, teacher, kept, batch, vocabulary, steps.append)
+    after = _state_error(student, teacher, texts[:20])
+    assert after < 0.9 * before
+    assert len(errors) == len(kept)
+    assert errors[-1] == pytest.approx(after, rel=0.3)
+    assert steps == [1, 1, 1]
+
+
+def _state_error(student, teacher, texts) -> float:
+    """Mean relative distance of the states before the last norm, example by example."""
+    ends: dict[str, torch.Tensor] = {}
+    gaps = []
+    for name, model in (("student", student), ("teacher", teacher)):
+        model.model.norm.register_forward_pre_hook(
+            lambda _m, given, name=name: ends.update({name: given[0]})
+        )
+    for text in texts:
+        for model in (student, teacher):
+            tiny.alone(model, [*training.HEAD, *text])
+        gap = (ends["student"] - ends["teacher"]).norm(dim=-1) / ends["teacher"].norm(dim=-1)
+        gaps.append(float(gap.mean()))
+    for model in (student, teacher):
+        model.model.norm._forward_pre_hooks.clear()
+    return float(np.mean(gaps))
+
+
+def test_another_architecture_is_refused_in_words() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10))
+    with pytest.raises(StageError, match="GPT2LMHeadModel cannot be cut") as caught:
+        shape.require_decoder(other)
+    assert "Llama" in caught.value.render()
+    shape.require_decoder(tiny.model())

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny_teacher as tiny
+import training
+from tokenizers import Tokenizer, models
+
+from overproof.core.errors import StageError, UsageError
+from overproof.student.vocabulary import _BYTES, trim
+
+
+def test_too_small_a_size_says_what_is_needed() -> None:
+    mass = np.ones(tiny.TOKENS)
+    with pytest.raises(UsageError, match="student.vocabulary is 257") as caught:
+        trim(tiny.tokenizer(), mass, 257, tiny.CONTROL)
+    assert "bytes and control tokens need 258" in caught.value.render()
+    assert trim(tiny.tokenizer(), mass, 258, tiny.CONTROL).size == 258
+
+
+def test_a_tokenizer_of_another_kind_is_refused() -> None:
+    with pytest.raises(StageError, match="no byte-level BPE") as caught:
+        trim(Tokenizer(models.WordLevel({"a": 0}, "a")), np.ones(1), 300, ())
+    assert "got model WordLevel" in caught.value.render()
+
+
+def test_room_for_all_keeps_all() -> None:
+    vocabulary = training.vocabulary(10_000)
+    assert vocabulary.size == tiny.TOKENS
+    assert vocabulary.teacher_ids_V.tolist() == list(range(tiny.TOKENS))
+    assert vocabulary.kept_U.all()
+    assert vocabulary.tokenizer.get_vocab() == tiny.tokenizer().get_vocab()
+
+
+def test_the_tokens_of_the_task_are_kept_first() -> None:
+    mass = np.zeros(tiny.TOKENS)
+    wanted = tiny.tokenizer().encode(" parcel Monday").ids
+    mass[wanted] = 1.0
+    vocabulary = trim(tiny.tokenizer(), mass, 300, tiny.CONTROL)
+    assert vocabulary.kept_U[wanted].all()
+
+
+def test_added_tokens_of_any_characters_have_a_spelling() -> None:
+    """Some tokenizers add runs of spaces or signs that the byte alphabet lacks."""
+    whole = Tokenizer.from_str(tiny.tokenizer().to_str())
+    whole.add_tokens(["  ", "<｜begin▁of▁sentence｜>"])
+    size = whole.get_vocab_size()
+    vocabulary = trim(whole, np.ones(size), 300, tiny.CONTROL)
+    for text in ("  ", "<｜begin▁of▁sentence｜>"):
+        pieces = vocabulary.pieces(whole.token_to_id(text))
+        assert vocabulary.tokenizer.decode(list(pieces)) == text
+        assert vocabulary.student_ids_U[whole.token_to_id(text)] == pieces[0]
+
+
+def test_the_byte_alphabet_is_the_librarys() -> None:
+    tokenizer = tiny.tokenizer()
+    state = json.loads(tokenizer.to_str())["model"]["vocab"]
+    assert set(_BYTES) <= set(state)
+    for text in ("a", "é", "😀", "\n", "\x7f"):
+        spelling = "".join(_BYTES[byte] for byte in text.encode())
+        ids = [tokenizer.token_to_id(character) for character in spelling]
+        assert tokenizer.decode(ids) == text
+
+
+def test_rows_beyond_the_tokenizer_have_a_place_to_go() -> None:
+    """Models round their matrices up: Qwen has 151,936 rows and 151,669 tokens."""
+    vocabulary = trim(tiny.tokenizer(), np.ones(tiny.TOKENS + 24), 300, tiny.CONTROL)
+    assert len(vocabulary.student_ids_U) == tiny.TOKENS + 24
+    assert not vocabulary.kept_U[tiny.TOKENS :].any()
+    assert vocabulary.pieces(tiny.TOKENS + 3) == (0,)
