@@ -108,15 +108,18 @@ def version() -> Json:
 
 
 def default_threads() -> int:
-    """Threads that decode a token together: all cores, or one where waiting threads sleep.
+    """Threads that decode a token together: one for each idle core.
 
-    A token takes hundreds of short parallel sections. Threads that sleep between them
-    (`OMP_WAIT_POLICY=PASSIVE`, which training on shared cores needs) cost more than they give:
-    a 135M model on two cores decoded 108 tokens/s with two waking threads, 53 with one, 32 with
-    two sleeping ones (docs/log.md).
+    A token takes hundreds of short parallel sections. A thread that shares its core with other
+    work makes all others wait in each of them: 135M parameters on two cores decoded 108 tokens/s
+    with two threads and 53 with one on a quiet machine, 3 and 50 on a busy one. Threads that
+    sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, which training on shared cores needs)
+    decoded 32: one is better there too.
     """
-    passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-    return 1 if passive else device.cores()
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        return 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, round(device.cores() - load))
 
 
 def _library() -> Any:
@@ -156,7 +159,7 @@ class Engine:
         parameters.n_parallel = 1
         parameters.verbosity = SILENT
         parameters.cpuparams.n_threads = threads or default_threads()
-        parameters.cpuparams_batch.n_threads = threads or device.cores()
+        parameters.cpuparams_batch.n_threads = threads or default_threads()
         parameters.fit_params = False  # a probe of graphics memory; costs a second load
         parameters.cache_ram_mib = 0  # no second copy of old prompts: memory is measured
         parameters.warmup = False

@@ -182,9 +182,14 @@ def test_engine_is_silent(builds: dict[str, Path], capfd) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("policy", "all_cores"), [("PASSIVE", False), ("ACTIVE", True)])
-def test_sleeping_threads_are_not_used(
-    monkeypatch: pytest.MonkeyPatch, policy: str, all_cores: bool
+@pytest.mark.parametrize(
+    ("policy", "load", "threads"),
+    [("PASSIVE", 0.0, 1), ("", 0.0, 4), ("", 0.4, 4), ("", 2.1, 2), ("ACTIVE", 9.0, 1)],
+)
+def test_one_thread_for_each_idle_core(
+    monkeypatch: pytest.MonkeyPatch, policy: str, load: float, threads: int
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    assert engine.default_threads() == (engine.device.cores() if all_cores else 1)
+    monkeypatch.setattr(engine.device, "cores", lambda: 4)
+    monkeypatch.setattr(engine.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert engine.default_threads() == threads
