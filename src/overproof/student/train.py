@@ -108,10 +108,11 @@ def train(
         meter: counts steps.
 
     Raises:
-        UsageError: more sequences a step than there are.
+        UsageError: more sequences a step than there are, or an example longer than a sequence.
         StageError: a worker died; the last checkpoint is kept.
     """
     # 1.
+    next(batches(data, config, seed))  # what cannot be packed is told here, not by a dead worker
     data.save(folder / "examples")
     workers = max(1, min(device.cores(), config.sequences))
     dtype = torch.bfloat16 if device.processor().bf16 else torch.float32

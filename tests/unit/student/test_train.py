@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_teacher as tiny
+import torch
+import training
+
+from overproof.core import device
+from overproof.core.errors import StageError, UsageError
+from overproof.student import train as module
+from overproof.student.losses import bucket_kl
+from overproof.student.train import _last_checkpoint, _share_out, batches, train
+
+
+@pytest.fixture(scope="module")
+def data():
+    return training.data()
+
+
+def run(data, folder: Path, **changes: object):
+    model = training.student()
+    done = train(model, data, training.config(**changes), 3, folder, tiny.meter(12))
+    return model, done
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_loss_falls_and_the_weights_move(data, tmp_path: Path, optimizer: str) -> None:
+    model, done = run(data, tmp_path, steps=30, optimizer=optimizer)
+    assert len(done.losses) == 30
+    assert np.mean(done.losses[-5:]) < 0.8 * np.mean(done.losses[:5])
+    assert done.workers == min(device.cores(), 3)
+    start = dict(training.student().named_parameters())
+    assert all(not torch.equal(p, start[name]) for name, p in model.named_parameters())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_the_first_loss_is_the_mean_divergence_of_the_first_batch(data, tmp_path: Path) -> None:
+    """Whatever the number of workers; bf16 where the processor has it, hence the tolerance."""
+    _, done = run(data, tmp_path, steps=1)
+    batch = next(batches(data, training.config(), 3))
+    model, total, count = training.student(), 0.0, 0.0
+    for row in range(len(batch.tokens_RT)):
+        for segment in range(1, batch.segments_RT[row].max() + 1):
+            where = np.flatnonzero(batch.segments_RT[row] == segment)
+            source = batch.source_RT[row, where[:-1]]
+            text = [*data.prefix, *batch.tokens_RT[row, where]]
+            logits = tiny.alone(model, text)[len(data.prefix) : -1]
+            loss, _ = bucket_kl(
+                logits,
+                torch.from_numpy(data.ids_NK[source]).long(),
+                torch.from_numpy(data.probs_NK[source]),
+            )
+            weight = data.weight_N[source]
+            total, count = (
+                total + float((loss * torch.from_numpy(weight)).sum()),
+                count + weight.sum(),
+            )
+    assert done.losses[0] == pytest.approx(total / count, rel=0.02)
+    assert done.tokens == int((batch.segments_RT >= 0).sum())
+
+
+def test_equal_runs_end_in_equal_bits(data, tmp_path: Path) -> None:
+    one, first = run(data, tmp_path / "one", steps=6)
+    other, second = run(data, tmp_path / "other", steps=6)
+    assert first == second
+    for name, values in one.state_dict().items():
+        assert torch.equal(values, other.state_dict()[name])
+
+
+def test_an_epoch_takes_every_example_at_most_once_and_the_next_is_shuffled(data) -> None:
+    config = training.config()
+    packed = list(itertools.islice(batches(data, config, 0), 40))
+    sources = [batch.source_RT[batch.source_RT >= 0].tolist() for batch in packed]
+    seen: set[int] = set()
+    for source in sources:
+        if seen & set(source):
+            break
+        seen |= set(source)
+    assert len(seen) > 0.7 * len(data.tokens_N)
+    assert len(seen) < sum(map(len, sources))
+    assert source != sources[0]
+    again = list(itertools.islice(batches(data, config, 0), 3))
+    assert all((a.tokens_RT == b.tokens_RT).all() for a, b in zip(again, packed, strict=False))
+
+
+def test_more_sequences_a_step_than_there_are_is_told(data) -> None:
+    with pytest.raises(UsageError, match=r"train\.sequences is 500") as caught:
+        next(batches(data, training.config(sequences=500), 0))
+    assert "all examples fill" in caught.value.render()
+
+
+def test_train_tells_it_too(data, tmp_path: Path) -> None:
+    """The same message must reach the user, not a worker's traceback."""
+    with pytest.raises(UsageError, match=r"train\.sequences is 500"):
+        run(data, tmp_path, sequences=500)
+
+
+def test_an_example_longer_than_a_sequence_is_told(data, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not fit a sequence"):
+        run(data, tmp_path, sequence_length=8)
+
+
+def test_a_worker_that_dies_is_told(data, tmp_path: Path) -> None:
+    broken = training.student()
+    del broken.model.norm
+    with pytest.raises(StageError, match="worker"):
+        train(broken, data, training.config(), 3, tmp_path, tiny.meter())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_parameters_are_shared_out_evenly(workers: int) -> None:
+    named = dict(tiny.model(layers=6).named_parameters())
+    shares = _share_out(named, workers)
+    assert sorted(name for share in shares for name in share) == sorted(named)
+    sizes = [sum(named[name].numel() for name in share) for share in shares]
+    largest = max(p.numel() for p in named.values())
+    assert max(sizes) - min(sizes) <= largest
+    assert shares == _share_out(dict(reversed(named.items())), workers)
+
+
+def test_only_a_whole_checkpoint_of_as_many_workers_counts(tmp_path: Path) -> None:
+    def write(step: int, *, files: int = 2, progress: bool = True) -> None:
+        folder = tmp_path / f"step-{step}"
+        folder.mkdir()
+        for rank in range(files):
+            (folder / f"worker-{rank}.pt").touch()
+        if progress:
+            state = {"workers": files, "losses": [1.0] * step, "tokens": 10 * step}
+            (folder / "progress.json").write_text(json.dumps(state))
+
+    assert _last_checkpoint(tmp_path, 2) == (0, [], 0)
+    write(3)
+    write(10)
+    write(11, files=3)
+    write(12, progress=False)
+    assert _last_checkpoint(tmp_path, 2) == (10, [1.0] * 10, 100)
+    assert _last_checkpoint(tmp_path, 4) == (0, [], 0)
+
+
+def test_the_set_maps_to_what_was_saved(data, tmp_path: Path) -> None:
+    data.save(tmp_path)
+    mapped = module.TrainSet.map(tmp_path)
+    for name, values in vars(data).items():
+        assert np.array_equal(values, getattr(mapped, name))
+    assert sum(map(len, mapped.examples)) == len(data.tokens_N)
