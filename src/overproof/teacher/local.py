@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ device.prepare()
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from safetensors import SafetensorError  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from overproof.core.artifact import Resource  # noqa: E402
@@ -27,6 +29,17 @@ transformers.logging.disable_progress_bar()
 BUILTIN_PREFIX = "builtin:"
 # What identifies a model in a folder; anything else there (a README, a log) does not.
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja")
+# What transformers, safetensors, tokenizers and gguf raise for files that they cannot read.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -84,9 +97,18 @@ class Teacher:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
+        """Tokens that end an answer.
+
+        Raises:
+            StageError: the model's configuration names none.
+        """
         stop = self.model.generation_config.eos_token_id
         stop = self.model.config.eos_token_id if stop is None else stop
+        if stop is None:
+            raise StageError(
+                f"teacher {self.name} does not say which token is the end of an answer",
+                hint="give `eos_token_id` in its generation_config.json",
+            )
         return tuple(stop) if isinstance(stop, Sequence) else (int(stop),)
 
     @property
@@ -140,17 +162,21 @@ def load(name: str) -> Teacher:
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise StageError(
-            f"teacher {name} cannot be loaded",
-            details=[str(error).splitlines()[0] if str(error) else type(error).__name__],
-            hint=f"is the file complete? {path} has {_size(path):,} bytes; fetch it again if not",
-        ) from error
+    except UNREADABLE as error:
+        raise _unreadable(name, path, error) from error
     if tokenizer.chat_template is None:
         raise StageError(
             f"teacher {name} has no chat template", hint="use an instruction-tuned model"
         )
     return Teacher(name, resource, model.eval(), tokenizer)
+
+
+def _unreadable(name: str, path: Path, error: Exception) -> StageError:
+    return StageError(
+        f"teacher {name} cannot be loaded",
+        details=[str(error).splitlines()[0] if str(error) else type(error).__name__],
+        hint=f"is the file complete? {path} has {_size(path):,} bytes; fetch it again if not",
+    )
 
 
 def _builtin(name: str) -> tuple[Path, Resource]:
@@ -231,8 +257,16 @@ def hub_name(name: str) -> str | None:
 
 
 def config_of(name: str) -> Any:
-    """The teacher's configuration, without its weights; for the plan of a dry run."""
+    """The teacher's configuration, without its weights; for the plan of a dry run.
+
+    Raises:
+        StageError: the files cannot be read as a model.
+        and whatever `identify` raises.
+    """
     path, _ = identify(name)
-    if path.is_file():
-        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    return AutoConfig.from_pretrained(path)
+    try:
+        if path.is_file():
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoConfig.from_pretrained(path)
+    except UNREADABLE as error:
+        raise _unreadable(name, path, error) from error

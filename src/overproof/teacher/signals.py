@@ -107,6 +107,7 @@ def shard_signals(
         length: tokens a packed sequence.
     """
     count = int(answer_mask(examples).sum())
+    top_k = min(top_k, model.config.vocab_size)
     ids = torch.zeros(count, top_k, dtype=torch.int32)
     kept = torch.zeros(count, top_k, dtype=torch.float16)
     tail = torch.zeros(count)

@@ -1,19 +1,12 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import tiny_teacher as tiny
 import torch
 
 from overproof.core.errors import UsageError
 from overproof.data.pack import PADDING, PREFIX, pack
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "teacher"))
-
-import tiny_teacher as tiny
-
 from overproof.teacher.signals import model_inputs
 
 HEAD = (5, 6, 7)

@@ -1,17 +1,11 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-
-for place in ("teacher", "student"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / place))
-
 import tiny_teacher as tiny
+import torch
 import training
 
 from overproof.core.config import EvaluateConfig

@@ -87,7 +87,7 @@ def test_all_layers_may_stay_but_no_more(teacher, calibration, importance: str) 
     wanted = config(layers=LAYERS, importance=importance)
     kept, _ = shape.choose_layers(teacher, wanted, calibration, tiny.meter())
     assert kept == list(range(LAYERS))
-    with pytest.raises(UsageError, match="student.layers is 6") as caught:
+    with pytest.raises(UsageError, match=r"student\.layers is 6") as caught:
         wanted = config(layers=LAYERS + 1, importance=importance)
         shape.choose_layers(teacher, wanted, calibration, tiny.meter())
     assert "the teacher has 5 layers" in caught.value.render()

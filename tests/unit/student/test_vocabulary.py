@@ -14,7 +14,7 @@ from overproof.student.vocabulary import _BYTES, trim
 
 def test_too_small_a_size_says_what_is_needed() -> None:
     mass = np.ones(tiny.TOKENS)
-    with pytest.raises(UsageError, match="student.vocabulary is 257") as caught:
+    with pytest.raises(UsageError, match=r"student\.vocabulary is 257") as caught:
         trim(tiny.tokenizer(), mass, 257, tiny.CONTROL)
     assert "bytes and control tokens need 258" in caught.value.render()
     assert trim(tiny.tokenizer(), mass, 258, tiny.CONTROL).size == 258

