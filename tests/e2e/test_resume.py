@@ -14,7 +14,7 @@ import torch
 
 UNIT = Path(__file__).parents[1] / "unit"
 SOURCE = Path(__file__).parents[2] / "src"
-STEPS = 500  # several seconds, so that a checkpoint a second leaves something to resume
+STEPS = 240  # a few seconds, so that a checkpoint a second leaves something to resume
 PATIENCE_SECONDS = 180
 
 
