@@ -82,7 +82,9 @@ def make(
     texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
     batch = pack(head, texts, length)
     with meter("repairing layers", len(kept), "layers") as progress:
-        errors = shape.repair(student, teacher.model, kept, batch, vocabulary, progress.advance)
+        errors = shape.repair(
+            student, teacher.model, kept, batch, vocabulary, progress.advance, config.mlp_width
+        )
     facts = {
         "kept_layers": kept,
         "removals": [{"layer": one.layer, "kl_nats_per_token": one.kl} for one in removals],

@@ -3,7 +3,8 @@
 1. Layers are dropped one by one, each time the one whose loss costs least (measured by the
    divergence from the intact teacher on its own text), or by other rules to compare with.
 2. The weights of the kept layers, and the rows of the kept tokens, are copied.
-3. Each kept layer's down projection is refitted in closed form, so that its output meets the
+3. The neurons of each MLP that carry least are dropped, down to the width asked for.
+4. Each kept layer's down projection is refitted in closed form, so that its output meets the
    teacher's hidden state where the next kept layer takes over (least squares in the spirit of
    ReplaceMe, arXiv 2505.02819, on the existing matrix instead of an added one).
 
@@ -214,8 +215,9 @@ def repair(
     batch: Packed,
     vocabulary: Vocabulary,
     progress: Callable[[int], None],
+    width: int | None = None,
 ) -> list[float]:
-    """Refit each down projection so that the student's states meet the teacher's.
+    """Narrow each MLP, and refit its down projection so that the states meet the teacher's.
 
     For layer i the target is the teacher's state where kept layer i + 1 begins; what the
     student's own earlier layers got wrong is part of the problem that layer i solves.
@@ -223,6 +225,7 @@ def repair(
     Args:
         batch: calibration text in the student's tokens.
         progress: called with 1 after each layer.
+        width: neurons that each MLP keeps; None for all.
 
     Returns:
         relative distance between the states after each layer.
@@ -238,25 +241,47 @@ def repair(
         stop = kept[index + 1] if index + 1 < len(kept) else len(teacher.model.layers)
         target = theirs.through(target, range(done, stop))
         done = stop
+        if width is not None:
+            _narrow(layer.mlp, _inner(layer, ours, state)[0][valid], width)
         _refit(layer, ours, state, target, valid)
         state = ours.apply(layer, state)
         gap = (state - target)[valid].norm(dim=-1) / target[valid].norm(dim=-1)
         errors.append(float(gap.mean()))
         progress(1)
+    if width is not None:
+        student.config.intermediate_size = width
     return errors
 
 
-def _refit(layer: Any, stack: _Stack, state: Tensor, target: Tensor, valid: Tensor) -> None:
-    """Ridge regression of what is missing on the MLP's activations, added to down_proj."""
+def _narrow(mlp: Any, inner_PI: Tensor, width: int) -> None:
+    """Keep the neurons that add most to the output: mean square activation times weight norm."""
+    energy_I = inner_PI.square().mean(0) * mlp.down_proj.weight.square().sum(0)
+    kept = energy_I.topk(width).indices.sort().values
+    for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        old = getattr(mlp, name)
+        weight = old.weight.index_select(axis, kept).clone()
+        new = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        new.weight = torch.nn.Parameter(weight)
+        setattr(mlp, name, new)
+
+
+def _inner(layer: Any, stack: _Stack, state: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the layer's down projection, and what leaves the layer."""
     seen: list[Tensor] = []
     handle = layer.mlp.down_proj.register_forward_pre_hook(
         lambda _module, arguments: seen.append(arguments[0])
     )
     out = stack.apply(layer, state)
     handle.remove()
+    return seen[0], out
+
+
+def _refit(layer: Any, stack: _Stack, state: Tensor, target: Tensor, valid: Tensor) -> None:
+    """Ridge regression of what is missing on the MLP's activations, added to down_proj."""
+    inner, out = _inner(layer, stack, state)
     # A few positions have states a hundred times longer than the rest; relative error counts.
     scale_P1 = 1.0 / target[valid].norm(dim=-1, keepdim=True)
-    inner_PI = seen[0][valid] * scale_P1
+    inner_PI = inner[valid] * scale_P1
     missing_PD = (target - out)[valid] * scale_P1
     gram_II = inner_PI.T @ inner_PI
     gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean())

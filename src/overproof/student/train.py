@@ -3,7 +3,7 @@
 Each worker holds its own rows of a step, computes in bf16 on a shared copy of the weights, and
 then updates its own share of the parameters in fp32 (the optimizer's state is never doubled:
 ZeRO stage 1, arXiv 1910.02054). No core waits for another inside a step, which is where two
-OpenMP threads lose a fifth of their time (docs/log.md).
+OpenMP threads lose a sixth of their time (docs/log.md).
 
 What a step computes follows from the seed and its number alone, and sums are taken in the order
 of the workers, so a run that was killed and resumed ends in the same bits.

@@ -120,7 +120,7 @@ def _byte_level_state(tokenizer: Tokenizer) -> dict[str, Any]:
         raise StageError(
             "the teacher's tokenizer is no byte-level BPE, so its vocabulary cannot be trimmed",
             details=[f"got model {state['model']['type']}"],
-            hint="set student.vocabulary to null to keep the whole vocabulary",
+            hint="use a teacher with a byte-level BPE tokenizer, such as Llama 3, Qwen or SmolLM",
         )
     return state
 
