@@ -11,7 +11,7 @@ from overproof.core.errors import StageError, UsageError
 from overproof.data.pack import pack
 from overproof.student import shape
 from overproof.student.examples import respell
-from overproof.student.initial import _calibration
+from overproof.student.initial import _calibration, load_model, save_model
 from overproof.teacher.signals import shard_signals
 
 LAYERS, IDLE = 5, 2
@@ -138,6 +138,24 @@ def test_repair_lowers_the_error_of_the_states(teacher) -> None:
     assert len(errors) == len(kept)
     assert errors[-1] == pytest.approx(after, rel=0.3)
     assert steps == [1, 1, 1]
+
+
+def test_narrowing_keeps_the_neurons_that_matter(teacher, tmp_path) -> None:
+    vocabulary, kept = training.vocabulary(), [0, 2, 4]
+    wide = teacher.config.intermediate_size
+    texts = [respell(one, vocabulary).tokens for one in tiny.examples(300)]
+    batch = pack(training.HEAD, texts, training.ROOM)
+    student = shape.cut(teacher, kept, vocabulary)
+    loud = torch.arange(0, wide, 2)
+    with torch.no_grad():  # every second neuron of the first MLP says nothing
+        student.model.layers[0].mlp.down_proj.weight[:, 1::2] = 0.0
+    gates = student.model.layers[0].mlp.gate_proj.weight[loud].clone()
+    shape.repair(student, teacher, kept, batch, vocabulary, lambda _: None, width=wide // 2)
+    assert torch.equal(student.model.layers[0].mlp.gate_proj.weight, gates)
+    assert student.config.intermediate_size == wide // 2
+    save_model(student, tmp_path)
+    again = load_model(tmp_path)
+    assert torch.equal(tiny.alone(again, texts[0]), tiny.alone(student, texts[0]))
 
 
 def _state_error(student, teacher, texts) -> float:
