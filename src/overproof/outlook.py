@@ -43,7 +43,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
     )
     layer = _layer_parameters(config)
     teacher = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
-    student = recipe.student.layers * layer + recipe.student.vocabulary * config.hidden_size
+    narrow = _layer_parameters(config, recipe.student.mlp_width)
+    student = recipe.student.layers * narrow + recipe.student.vocabulary * config.hidden_size
     answer = ANSWER_FRACTION * recipe.sample.max_new_tokens
     prompts = recipe.sample.prompts
     slow = 1.0 if device.processor().bf16 else SLOW_FACTOR
@@ -83,15 +84,15 @@ def plan(recipe: Recipe, path: Path) -> Json:
     }
 
 
-def _layer_parameters(config: object) -> int:
-    """Parameters of one decoder layer with gated MLP, norms left out."""
+def _layer_parameters(config: object, width: int | None = None) -> int:
+    """Parameters of one decoder layer with gated MLP of that inner width, norms left out."""
     hidden, inner = getattr(config, "hidden_size", 0), getattr(config, "intermediate_size", 0)
     heads, groups = (
         getattr(config, "num_attention_heads", 1),
         getattr(config, "num_key_value_heads", 1),
     )
     width = getattr(config, "head_dim", None) or hidden // heads
-    return int(hidden * width * (2 * heads + 2 * groups) + 3 * hidden * inner)
+    return int(hidden * width * (2 * heads + 2 * groups) + 3 * hidden * (width or inner))
 
 
 def render(found: Json) -> str:
