@@ -84,7 +84,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
     }
 
 
-def _layer_parameters(config: object, width: int | None = None) -> int:
+def _layer_parameters(config: object, mlp_width: int | None = None) -> int:
     """Parameters of one decoder layer with gated MLP of that inner width, norms left out."""
     hidden, inner = getattr(config, "hidden_size", 0), getattr(config, "intermediate_size", 0)
     heads, groups = (
@@ -92,7 +92,7 @@ def _layer_parameters(config: object, width: int | None = None) -> int:
         getattr(config, "num_key_value_heads", 1),
     )
     width = getattr(config, "head_dim", None) or hidden // heads
-    return int(hidden * width * (2 * heads + 2 * groups) + 3 * hidden * (width or inner))
+    return int(hidden * width * (2 * heads + 2 * groups) + 3 * hidden * (mlp_width or inner))
 
 
 def render(found: Json) -> str:
