@@ -38,7 +38,7 @@ def ours(teacher: local.Teacher, prompts: list[list[int]], batch: int, seed: int
         Request.make(str(index), ids[len(prefix) :], seed) for index, ids in enumerate(prompts)
     ]
     drawing = Drawing(0.7, 1.0, 64, LENGTH, batch, teacher.stop_ids)
-    model = teacher.half()
+    model = teacher.half
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         started = time.perf_counter()
@@ -51,7 +51,7 @@ def ours(teacher: local.Teacher, prompts: list[list[int]], batch: int, seed: int
 
 def generate(teacher: local.Teacher, prompts: list[list[int]], batch: int, seed: int) -> float:
     """The same with `generate`, batch after batch; padding after the end is not counted."""
-    model, tokenizer = teacher.half(), teacher.tokenizer
+    model, tokenizer = teacher.half, teacher.tokenizer
     torch.manual_seed(seed)
     ordered = sorted(prompts, key=len)
     pad, stop = tokenizer.pad_token_id, teacher.stop_ids[0]

@@ -57,7 +57,7 @@ def plain(
 ) -> tuple[Any, int, float]:
     """The plain loop; returns the student, the answer tokens seen and the seconds taken."""
     torch.set_num_threads(device.cores())
-    student, live = start.model.train(), teacher.half()
+    student, live = start.model.train(), teacher.half
     vocabulary = start.vocabulary
     columns = torch.from_numpy(vocabulary.student_ids_U)
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.train.learning_rate)

@@ -1,10 +1,16 @@
-"""Starting worker processes."""
+"""Worker processes: one a core, started together, watched, and ended together."""
 
 from __future__ import annotations
 
+import queue
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
+from typing import Any
+
+from overproof.core.errors import StageError
+
+POLL_SECONDS = 1.0
 
 
 def start(processes: Sequence[BaseProcess]) -> None:
@@ -23,8 +29,55 @@ def start(processes: Sequence[BaseProcess]) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except BaseException:
         # Left alone, they would find the queues of their parent gone and complain of it.
-        for process in processes:
-            if process.pid is not None:
-                process.terminate()
-                process.join()
+        _end(processes)
         raise
+
+
+def collect(
+    processes: Sequence[BaseProcess], results: Any, count: int, *, name: str, hint: str
+) -> Iterator[Any]:
+    """Start workers, yield what they put into `results`, and end them.
+
+    Args:
+        results: a queue of the same multiprocessing context.
+        count: results that they put together.
+        name: what a worker is called, such as "a training worker".
+        hint: what to do when one dies.
+
+    Raises:
+        StageError: a worker died before the last result.
+    """
+    start(processes)
+    try:
+        for _ in range(count):
+            yield _next(processes, results, name, hint)
+        for process in processes:
+            process.join()
+        _require_alive(processes, name, hint)
+    finally:
+        _end(processes)
+
+
+def _next(processes: Sequence[BaseProcess], results: Any, name: str, hint: str) -> Any:
+    while True:
+        try:
+            return results.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            _require_alive(processes, name, hint)
+
+
+def _require_alive(processes: Sequence[BaseProcess], name: str, hint: str) -> None:
+    dead = [process.exitcode for process in processes if process.exitcode not in (None, 0)]
+    if dead:
+        raise StageError(
+            f"{name} ended early",
+            details=[f"exit code {dead[0]}; -9 usually means that memory ran out"],
+            hint=hint,
+        )
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        if process.pid is not None:
+            process.terminate()
+            process.join()

@@ -21,6 +21,7 @@ from overproof.core.errors import UsageError
 Ints = NDArray[np.int64]
 PREFIX = 0  # segment of the shared prefix
 PADDING = -1  # segment of unused places
+STEP = 16  # odd numbers of rows cost a processor's matrix unit up to 40 % (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Packed:
     predicts_RT: NDArray[np.bool_]
 
     def rows(self, part: slice) -> Packed:
-        """Some of the sequences, cut to the longest of them."""
+        """Some of the sequences, cut to the longest of them and up to a multiple of `STEP`."""
         used = int((self.segments_RT[part] != PADDING).sum(1).max(initial=1))
+        used = -(-used // STEP) * STEP
         cut = (part, slice(used))
         return Packed(
             self.tokens_RT[cut],

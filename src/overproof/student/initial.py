@@ -23,8 +23,9 @@ from overproof.core.config import Recipe, StudentConfig  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
-from overproof.student import shape  # noqa: E402
+from overproof.student import importance, shape  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
+from overproof.student.stack import require_decoder  # noqa: E402
 from overproof.student.vocabulary import Vocabulary, trim  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
@@ -63,19 +64,17 @@ def make(
         examples, signals: the teacher's training answers and its distributions there.
         length: tokens a packed sequence.
     """
-    shape.require_decoder(teacher.model)
+    require_decoder(teacher.model)
     # 1.
     control = set(teacher.tokenizer.all_special_tokens)
     mass = _mass(teacher, prefix, examples, signals)
     vocabulary = trim(teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control)
     # 2.
-    half = teacher.half()
+    half = teacher.half
     calibration = _calibration(prefix, examples, signals, config.calibration_tokens, length)
-    total = len(teacher.model.model.layers)
-    trials = sum(range(config.layers + 1, total + 1))
+    trials = importance.trials(len(half.model.layers), config)
     with meter("measuring layers", trials, "layers") as progress:
-        kept, removals = shape.choose_layers(half, config, calibration, progress)
-    del half
+        kept, removals = importance.choose_layers(half, config, calibration, progress)
     # 3.
     student = shape.cut(teacher.model, kept, vocabulary)
     head = [piece for token in prefix for piece in vocabulary.pieces(token)]
@@ -83,7 +82,7 @@ def make(
     batch = pack(head, texts, length)
     with meter("repairing layers", len(kept), "layers") as progress:
         errors = shape.repair(
-            student, teacher.model, kept, batch, vocabulary, progress.advance, config.mlp_width
+            student, half, kept, batch, vocabulary, progress.advance, config.mlp_width
         )
     facts = {
         "kept_layers": kept,
@@ -214,13 +213,13 @@ def _calibration(
     signals: Signals,
     tokens: int,
     length: int,
-) -> shape.Calibration:
+) -> importance.Calibration:
     few = _few(examples, tokens)
     batch = pack(prefix, [example.tokens for example in few], length)
     wanted = answer_mask(few)
     picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
     number = torch.from_numpy((np.cumsum(wanted) - 1)[batch.source_RT[picked]])
-    return shape.Calibration(
+    return importance.Calibration(
         batch,
         torch.from_numpy(picked),
         signals.ids_NK[number].long(),

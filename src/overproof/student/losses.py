@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_POSITIONS = 512  # a chunk's logits stay near the cache: 512 x 6,144 in fp32 is 12 MB
+CHUNK_POSITIONS = 512  # of one matrix product; its logits are held in the type of the product
+CACHE_BYTES = 1 << 20  # of fp32 logits worked on at a time: a dozen passes, all in the L2 cache
 
 
 def bucket_kl(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,25 +78,36 @@ class _ChunkedBucketKl(torch.autograd.Function):
         grad_head_VD = torch.zeros_like(head_VD)
         total = hidden_ND.new_zeros((), dtype=torch.float64)
         precise = torch.promote_types(torch.float32, hidden_ND.dtype)
+        few = max(1, CACHE_BYTES // (precise.itemsize * len(head)))
         for start in range(0, hidden_ND.shape[0], CHUNK_POSITIONS):
             part = slice(start, start + CHUNK_POSITIONS)
             hidden_CD = hidden_ND[part].to(compute)
-            weight_C = weight_N[part].to(precise)
-            logits_CV = (hidden_CD @ head.T).to(precise)
-            loss_C, grad_CV = bucket_kl(logits_CV, ids_NK[part], probs_NK[part].to(precise))
-            total += (loss_C * weight_C).sum().double()
-            grad = grad_CV.mul_(weight_C.unsqueeze(-1)).to(compute)
-            grad_hidden_ND[part] = (grad @ head).to(hidden_ND.dtype)
-            grad_head_VD += (grad.T @ hidden_CD).to(head_VD.dtype)
+            logits_CV = hidden_CD @ head.T  # and, row by row, their gradient in the same place
+            rows = zip(
+                logits_CV.split(few),
+                ids_NK[part].split(few),
+                probs_NK[part].to(precise).split(few),
+                weight_N[part].to(precise).split(few),
+                strict=True,
+            )
+            for logits, ids, probs, weight in rows:
+                loss_C, grad_CV = bucket_kl(logits.to(precise), ids, probs)
+                total += (loss_C * weight).sum().double()
+                logits.copy_(grad_CV.mul_(weight.unsqueeze(-1)))
+            grad_hidden_ND[part] = (logits_CV @ head).to(hidden_ND.dtype)
+            grad_head_VD.addmm_(logits_CV.T.to(head_VD.dtype), hidden_CD.to(head_VD.dtype))
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         return total.to(precise)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors
+        if float(grad) != 1.0:  # a pass over the head's gradient that is mostly not needed
+            grad_hidden_ND = grad_hidden_ND * grad.to(grad_hidden_ND.dtype)
+            grad_head_VD = grad_head_VD * grad.to(grad_head_VD.dtype)
         return (
-            grad_hidden_ND * grad.to(grad_hidden_ND.dtype),
-            grad_head_VD * grad.to(grad_head_VD.dtype),
+            grad_hidden_ND,
+            grad_head_VD,
             None,
             None,
             None,

@@ -11,11 +11,9 @@ of the workers, so a run that was killed and resumed ends in the same bits.
 
 from __future__ import annotations
 
-import copy
 import json
 import multiprocessing as mp
 import os
-import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -29,21 +27,17 @@ device.prepare()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
 
 from overproof.core.artifact import write_atomic  # noqa: E402
 from overproof.core.config import TrainConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
-from overproof.core.errors import StageError, UsageError  # noqa: E402
-from overproof.core.workers import start as start_workers  # noqa: E402
+from overproof.core.errors import UsageError  # noqa: E402
+from overproof.core.workers import collect  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
-from overproof.student.losses import chunked_bucket_kl  # noqa: E402
-from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate  # noqa: E402
-from overproof.teacher.signals import model_inputs  # noqa: E402
+from overproof.student.worker import Shared, Worker  # noqa: E402
 
 BARRIER_SECONDS = 600.0  # a step takes seconds; a worker that is this late is dead
-POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,34 +53,6 @@ class Trained:
     losses: list[float]
     tokens: int
     workers: int
-
-
-class Shared:
-    """Memory that all workers see.
-
-    Attributes:
-        compute: the model that the forward passes use, in bf16 where the processor likes it.
-        master: fp32 weights by parameter name, updated by their owner.
-        grads: for each worker its gradients by parameter name.
-        loss: each worker's part of the step's loss; `norm`: of the squared gradient norm.
-        save: 1 when the step that begins ends with a checkpoint.
-    """
-
-    def __init__(self, student: Any, workers: int, dtype: torch.dtype) -> None:
-        self.compute = copy.deepcopy(student).to(dtype)
-        self.compute.share_memory()
-        named = dict(self.compute.named_parameters())
-        self.master = {
-            name: parameter.detach().float().clone().share_memory_()
-            for name, parameter in student.named_parameters()
-        }
-        self.grads = [
-            {name: torch.zeros_like(p).share_memory_() for name, p in named.items()}
-            for _ in range(workers)
-        ]
-        self.loss = torch.zeros(workers, dtype=torch.float64).share_memory_()
-        self.norm = torch.zeros(workers, dtype=torch.float64).share_memory_()
-        self.save = torch.zeros(1, dtype=torch.int64).share_memory_()
 
 
 def train(
@@ -127,7 +93,7 @@ def train(
     # 3.
     with torch.no_grad():
         for name, parameter in student.named_parameters():
-            parameter.copy_(shared.master[name])
+            parameter.copy_(shared.master.view(name))
     return Trained(losses, tokens, workers)
 
 
@@ -146,33 +112,14 @@ def _run_workers(
         )
         for rank in range(workers)
     ]
-    start_workers(processes)
-    try:
-        for _ in range(start, config.steps):
-            while True:
-                try:
-                    yield results.get(timeout=POLL_SECONDS)
-                    break
-                except queue.Empty:
-                    _require_alive(processes)
-        for process in processes:
-            process.join()
-        _require_alive(processes)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _require_alive(processes: list[Any]) -> None:
-    dead = [process.exitcode for process in processes if process.exitcode not in (None, 0)]
-    if dead:
-        raise StageError(
-            "a training worker ended early",
-            details=[f"exit code {dead[0]}; -9 usually means that memory ran out"],
-            hint="lower train.sequences or train.sequence_length, or free memory, and run the "
-            "same command again: the last checkpoint is kept",
-        )
+    yield from collect(
+        processes,
+        results,
+        config.steps - start,
+        name="a training worker",
+        hint="lower train.sequences or train.sequence_length, or free memory, and run the "
+        "same command again: the last checkpoint is kept",
+    )
 
 
 def batches(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[Packed]:
@@ -195,101 +142,6 @@ def batches(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[Packed]:
         for step in range(whole):
             yield packed.rows(slice(step * config.sequences, (step + 1) * config.sequences))
         epoch += 1
-
-
-class Worker:
-    """One process's part of every step."""
-
-    def __init__(
-        self, rank: int, workers: int, shared: Shared, config: TrainConfig, data: TrainSet
-    ) -> None:
-        self.rank, self.workers, self.shared = rank, workers, shared
-        self.config, self.data = config, data
-        self.model = shared.compute.train()
-        self.weights = dict(self.model.named_parameters())
-        for name, parameter in self.weights.items():
-            parameter.requires_grad_(True)
-            parameter.grad = shared.grads[rank][name]
-        self.owned = _share_out(shared.master, workers)[rank]
-        masters = [(name, shared.master[name].requires_grad_(False)) for name in self.owned]
-        for _, master in masters:
-            master.grad = torch.zeros_like(master)
-        self.optimizers = optimizers(config, masters)
-
-    def gradients(self, batch: Packed) -> None:
-        """Forward and backward over this worker's rows; the loss is weighted by the whole step."""
-        total = float(self.data.weight_N[batch.source_RT[batch.predicts_RT]].sum())
-        mine = batch.rows(slice(self.rank, None, self.workers))
-        source = mine.source_RT[mine.predicts_RT]
-        weight_N = torch.from_numpy(np.ascontiguousarray(self.data.weight_N[source]))
-        used = weight_N > 0
-        picked = torch.from_numpy(mine.predicts_RT)
-        hidden_RTD = self.model.model(**model_inputs(mine, self.model.dtype)).last_hidden_state
-        where = source[used.numpy()]
-        loss = chunked_bucket_kl(
-            hidden_RTD[picked][used],
-            self.model.lm_head.weight,
-            torch.from_numpy(self.data.ids_NK[where]).long(),
-            torch.from_numpy(self.data.probs_NK[where]),
-            weight_N[used] / total,
-            compute=self.model.dtype,
-        )
-        loss.backward()
-        self.shared.loss[self.rank] = loss.detach().double()
-
-    def gather(self) -> None:
-        """Sum the owned parameters' gradients over the workers, in their order."""
-        square = 0.0
-        for name in self.owned:
-            total = self.shared.master[name].grad
-            total.copy_(self.shared.grads[0][name])
-            for other in self.shared.grads[1:]:
-                total.add_(other[name])
-            square += float(total.double().square().sum())
-        self.shared.norm[self.rank] = square
-
-    def update(self, step: int) -> None:
-        """Clip by the norm over all workers, step the optimizers, publish the new weights."""
-        factor = clip_factor(float(self.shared.norm.sum()), self.config.clip)
-        for name in self.owned:
-            self.shared.master[name].grad.mul_(factor)
-        set_rate(self.optimizers, rate(self.config, step))
-        for optimizer in self.optimizers:
-            optimizer.step()
-        with torch.no_grad():
-            for name in self.owned:
-                self.weights[name].copy_(self.shared.master[name])
-        for grad in self.shared.grads[self.rank].values():
-            grad.zero_()
-
-    def save(self, folder: Path) -> None:
-        """Write this worker's share of a checkpoint."""
-        state = {
-            "masters": {name: self.shared.master[name].clone() for name in self.owned},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-        torch.save(state, folder / f"worker-{self.rank}.pt")
-
-    def restore(self, folder: Path) -> None:
-        """Read this worker's share of a checkpoint, and publish its weights."""
-        state = torch.load(folder / f"worker-{self.rank}.pt", weights_only=True)
-        with torch.no_grad():
-            for name, value in state["masters"].items():
-                self.shared.master[name].copy_(value)
-                self.weights[name].copy_(value)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-
-
-def _share_out(parameters: dict[str, Tensor], workers: int) -> list[list[str]]:
-    """Whole parameters to workers, the largest first, each to the one with the least."""
-    shares: list[list[str]] = [[] for _ in range(workers)]
-    load = [0] * workers
-    for name in sorted(parameters, key=lambda name: (-parameters[name].numel(), name)):
-        least = load.index(min(load))
-        shares[least].append(name)
-        load[least] += parameters[name].numel()
-    return shares
 
 
 def _work(

@@ -80,7 +80,7 @@ def sample(
         journal = Journal(work.scratch("journal.jsonl"))
         expected = len(requests) * recipe.sample.max_new_tokens
         with meter("sampling", expected, "tokens") as progress:
-            answers = draw_all(teacher.half(), prefix, requests, drawing, journal, progress)
+            answers = draw_all(teacher.half, prefix, requests, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
         journal.close()
         # 3.

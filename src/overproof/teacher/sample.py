@@ -11,7 +11,6 @@ import json
 import math
 import multiprocessing as mp
 import os
-import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,7 @@ from torch import Tensor  # noqa: E402
 from overproof.core.config import SampleConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.digest import sha256_bytes  # noqa: E402
-from overproof.core.errors import StageError  # noqa: E402
-from overproof.core.workers import start as start_workers  # noqa: E402
+from overproof.core.workers import collect  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
 PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
@@ -328,31 +326,13 @@ def _spread(
         )
         for index in range(workers)
     ]
-    start_workers(processes)
-    try:
-        missing = len(left)
-        while missing:
-            try:
-                key, tokens = results.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                _require_alive(processes)
-                continue
-            missing -= 1
-            yield key, tokens
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _require_alive(processes: Sequence[Any]) -> None:
-    dead = [process.exitcode for process in processes if process.exitcode not in (None, 0)]
-    if dead:
-        raise StageError(
-            "a sampling worker ended early",
-            details=[f"exit code {dead[0]}; -9 usually means that memory ran out"],
-            hint="lower sample.batch, and run the same command again: finished answers are kept",
-        )
+    yield from collect(
+        processes,
+        results,
+        len(left),
+        name="a sampling worker",
+        hint="lower sample.batch, and run the same command again: finished answers are kept",
+    )
 
 
 def _work(

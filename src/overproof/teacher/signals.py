@@ -8,6 +8,8 @@ Shape suffixes: N positions, K kept tokens, R sequences, T tokens, D width, V vo
 
 from __future__ import annotations
 
+import multiprocessing as mp
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +28,16 @@ from torch import Tensor  # noqa: E402
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
+from overproof.core.workers import collect  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 
-BATCH_SEQUENCES = 8
-SHARD_EXAMPLES = 512  # examples a shard; a killed run loses at most one shard of work
+BATCH_SEQUENCES = 4  # their logits, 1,024 x 49,152 in fp32, take 200 MB
+SHARD_EXAMPLES = 128  # examples a shard; a killed run loses at most one shard a core
+
+Shard = tuple[Path, Sequence[Example]]
 
 
 @dataclass(frozen=True)
@@ -133,15 +138,58 @@ def write_signals(
     top_k: int,
     progress: Meter,
 ) -> None:
-    """Write the signals of all examples as shards; shards that are there are kept."""
+    """Write the signals of all examples as shards, one process a core; what is there is kept.
+
+    Raises:
+        StageError: a worker died; finished shards are kept.
+    """
+    shards: list[Shard] = []
     for number, start in enumerate(range(0, len(examples), SHARD_EXAMPLES)):
         part = examples[start : start + SHARD_EXAMPLES]
-        tokens = sum(len(example.tokens) for example in part)
         path = folder / f"signals-{number:05d}.safetensors"
         if path.exists():
-            progress.skip(tokens)
-            continue
-        signals = shard_signals(model, prefix, part, length, top_k)
+            progress.skip(_tokens(part))
+        else:
+            shards.append((path, part))
+    context = mp.get_context("spawn")
+    results: Any = context.Queue()
+    workers = min(device.cores(), len(shards))
+    model.share_memory()
+    processes = [
+        context.Process(
+            target=_work,
+            args=(model, tuple(prefix), shards[rank::workers], length, top_k, results),
+            daemon=True,
+        )
+        for rank in range(workers)
+    ]
+    for tokens in collect(
+        processes,
+        results,
+        len(shards),
+        name="a signals worker",
+        hint="free memory, and run the same command again: finished shards are kept",
+    ):
+        progress.advance(tokens)
+
+
+def _tokens(examples: Sequence[Example]) -> int:
+    return sum(len(example.tokens) for example in examples)
+
+
+def _work(
+    model: Any,
+    prefix: tuple[int, ...],
+    shards: list[Shard],
+    length: int,
+    top_k: int,
+    results: Any,
+) -> None:
+    """A worker: one thread, its share of the shards."""
+    torch.set_num_threads(1)
+    parent = os.getppid()
+    for path, examples in shards:
+        signals = shard_signals(model, prefix, examples, length, top_k)
         temporary = path.with_suffix(".tmp")
         save_file(
             {
@@ -152,7 +200,9 @@ def write_signals(
             temporary,
         )
         temporary.replace(path)
-        progress.advance(tokens)
+        if os.getppid() != parent:
+            return  # the run was killed; nobody waits for this worker
+        results.put(_tokens(examples))
 
 
 def read_signals(folder: Path) -> Signals:
@@ -178,7 +228,7 @@ def cache(
         tokens = sum(len(example.tokens) for example in answers.train)
         with meter("signals", tokens, "tokens") as progress:
             write_signals(
-                teacher.half(),
+                teacher.half,
                 answers.prefix,
                 answers.train,
                 work.folder,

@@ -42,10 +42,11 @@ def test_an_example_that_does_not_fit_is_told_with_what_to_do() -> None:
 
 
 def test_some_rows_are_cut_to_the_longest_of_them() -> None:
-    packed = pack(HEAD, [(1,) * 5, (2,) * 2], 8, [0, 1])
-    assert packed.rows(slice(0, 1)).tokens_RT.shape == (1, 8)
-    assert packed.rows(slice(1, 2)).tokens_RT.tolist() == [[5, 6, 7, 2, 2]]
-    assert packed.rows(slice(1, 2)).mask_RTT().shape == (1, 5, 5)
+    packed = pack(HEAD, [(1,) * 37, (2,) * 10], 40, [0, 1])
+    assert packed.rows(slice(0, 1)).tokens_RT.shape == (1, 40)
+    cut = packed.rows(slice(1, 2))
+    assert cut.tokens_RT.tolist() == [[5, 6, 7, *[2] * 10, 0, 0, 0]]  # up to a multiple of 16
+    assert cut.mask_RTT().shape == (1, 16, 16)
 
 
 def test_nobody_sees_a_neighbour_or_the_future() -> None:

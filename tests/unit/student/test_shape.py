@@ -11,7 +11,9 @@ from overproof.core.errors import StageError, UsageError
 from overproof.data.pack import pack
 from overproof.student import shape
 from overproof.student.examples import respell
+from overproof.student.importance import choose_layers
 from overproof.student.initial import _calibration, load_model, save_model
+from overproof.student.stack import require_decoder
 from overproof.teacher.signals import shard_signals
 
 LAYERS, IDLE = 5, 2
@@ -40,7 +42,7 @@ def calibration(teacher):
 
 def test_greedy_drops_the_idle_layer_first(teacher, calibration) -> None:
     progress = tiny.meter()
-    kept, removals = shape.choose_layers(teacher, config(layers=3), calibration, progress)
+    kept, removals = choose_layers(teacher, config(layers=3), calibration, progress)
     assert removals[0].layer == IDLE
     assert len(kept) == 3
     assert kept == sorted(set(range(LAYERS)) - {one.layer for one in removals})
@@ -53,7 +55,7 @@ def test_the_measured_divergence_is_that_of_the_model_without_the_layers(
     from overproof.student.losses import bucket_kl
     from overproof.teacher.signals import model_inputs
 
-    kept, removals = shape.choose_layers(teacher, config(layers=3), calibration, tiny.meter())
+    kept, removals = choose_layers(teacher, config(layers=3), calibration, tiny.meter())
     smaller = tiny.model(layers=LAYERS)
     smaller.load_state_dict(teacher.state_dict())
     smaller.model.layers = torch.nn.ModuleList(smaller.model.layers[layer] for layer in kept)
@@ -65,10 +67,10 @@ def test_the_measured_divergence_is_that_of_the_model_without_the_layers(
 
 def test_angular_drops_one_block(teacher, calibration) -> None:
     wanted = config(layers=4, importance="angular")
-    kept, removals = shape.choose_layers(teacher, wanted, calibration, tiny.meter())
+    kept, removals = choose_layers(teacher, wanted, calibration, tiny.meter())
     assert [one.layer for one in removals] == [IDLE]
     assert kept == [0, 1, 3, 4]
-    kept, removals = shape.choose_layers(
+    kept, removals = choose_layers(
         teacher, config(layers=2, importance="angular"), calibration, tiny.meter()
     )
     block = [one.layer for one in removals]
@@ -79,17 +81,17 @@ def test_angular_drops_one_block(teacher, calibration) -> None:
 @pytest.mark.parametrize(("layers", "kept"), [(5, [0, 1, 2, 3, 4]), (3, [0, 2, 4]), (1, [0])])
 def test_even(teacher, calibration, layers: int, kept: list[int]) -> None:
     wanted = config(layers=layers, importance="even")
-    assert shape.choose_layers(teacher, wanted, calibration, tiny.meter()) == (kept, [])
+    assert choose_layers(teacher, wanted, calibration, tiny.meter()) == (kept, [])
 
 
 @pytest.mark.parametrize("importance", ["greedy-kl", "angular", "even"])
 def test_all_layers_may_stay_but_no_more(teacher, calibration, importance: str) -> None:
     wanted = config(layers=LAYERS, importance=importance)
-    kept, _ = shape.choose_layers(teacher, wanted, calibration, tiny.meter())
+    kept, _ = choose_layers(teacher, wanted, calibration, tiny.meter())
     assert kept == list(range(LAYERS))
     with pytest.raises(UsageError, match=r"student\.layers is 6") as caught:
         wanted = config(layers=LAYERS + 1, importance=importance)
-        shape.choose_layers(teacher, wanted, calibration, tiny.meter())
+        choose_layers(teacher, wanted, calibration, tiny.meter())
     assert "the teacher has 5 layers" in caught.value.render()
 
 
@@ -181,6 +183,6 @@ def test_another_architecture_is_refused_in_words() -> None:
 
     other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10))
     with pytest.raises(StageError, match="GPT2LMHeadModel cannot be cut") as caught:
-        shape.require_decoder(other)
+        require_decoder(other)
     assert "Llama" in caught.value.render()
-    shape.require_decoder(tiny.model())
+    require_decoder(tiny.model())

@@ -77,7 +77,7 @@ def test_a_local_folder_loads(folder: Path) -> None:
     )
     assert len(teacher.prompt_ids("Where is my parcel?", None)) < len(ids)
     assert config_of(str(folder)).num_hidden_layers == 3
-    half = teacher.half()
+    half = teacher.half
     assert half is not teacher.model
     assert next(teacher.model.parameters()).dtype == torch.float32
 

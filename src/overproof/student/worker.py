@@ -1,0 +1,153 @@
+"""One process's part of every training step, and the memory that all of them share.
+
+Shape suffixes: R sequences, T tokens, D model width, N positions, K kept tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from overproof.core.config import TrainConfig
+from overproof.data.pack import Packed
+from overproof.student.body import make_body
+from overproof.student.examples import TrainSet
+from overproof.student.flat import Flat
+from overproof.student.losses import chunked_bucket_kl
+from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
+from overproof.teacher.signals import model_inputs
+
+
+class Shared:
+    """Memory that all workers see.
+
+    Attributes:
+        compute: the model that the forward passes use, in bf16 where the processor likes it.
+        weights: its parameters. master: the same in fp32, each updated by its owner.
+        grads: each worker's gradients.
+        loss: each worker's part of the step's loss; `norm`: of the squared gradient norm.
+        save: 1 when the step that begins ends with a checkpoint.
+    """
+
+    def __init__(self, student: Any, workers: int, dtype: torch.dtype) -> None:
+        self.compute = copy.deepcopy(student).to(dtype).train()
+        self.master = Flat(student, torch.float32)
+        for name, parameter in student.named_parameters():
+            self.master.view(name).copy_(parameter.detach())
+        self.weights = Flat(student, dtype)
+        self.weights.adopt(self.compute)
+        for buffer in self.compute.buffers():
+            buffer.share_memory_()
+        self.grads = [Flat(student, dtype) for _ in range(workers)]
+        self.loss = torch.zeros(workers, dtype=torch.float64).share_memory_()
+        self.norm = torch.zeros(workers, dtype=torch.float64).share_memory_()
+        self.save = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+
+class Worker:
+    """One process's part of every step."""
+
+    def __init__(
+        self, rank: int, workers: int, shared: Shared, config: TrainConfig, data: TrainSet
+    ) -> None:
+        self.rank, self.workers, self.shared = rank, workers, shared
+        self.config, self.data = config, data
+        self.model = shared.compute
+        grads = shared.grads[rank]
+        for name, parameter in self.model.named_parameters():
+            # The same memory again: another process sees its parameters as copies of views.
+            parameter.data = shared.weights.view(name)
+            parameter.grad = grads.view(name)
+        self.body = make_body(self.model, shared.weights, grads)
+        self.added = [grads.view(n) for n in grads.places if n not in self.body.written]
+        sizes = {name: shared.master.view(name).numel() for name in shared.master.places}
+        self.owned = share_out(sizes, workers)[rank]
+        self.masters = {name: shared.master.view(name) for name in self.owned}
+        for master in self.masters.values():
+            master.grad = torch.zeros_like(master)
+        self.optimizers = optimizers(config, list(self.masters.items()))
+
+    def gradients(self, batch: Packed) -> None:
+        """Forward and backward over this worker's rows; the loss is weighted by the whole step."""
+        total = float(self.data.weight_N[batch.source_RT[batch.predicts_RT]].sum())
+        mine = batch.rows(slice(self.rank, None, self.workers))
+        source = mine.source_RT[mine.predicts_RT]
+        weight_N = torch.from_numpy(np.ascontiguousarray(self.data.weight_N[source]))
+        used = weight_N > 0
+        picked = torch.from_numpy(mine.predicts_RT)
+        hidden_RTD = self.body.states(model_inputs(mine, self.model.dtype))
+        where = source[used.numpy()]
+        loss = chunked_bucket_kl(
+            hidden_RTD[picked][used],
+            self.model.lm_head.weight,
+            torch.from_numpy(self.data.ids_NK[where]).long(),
+            torch.from_numpy(self.data.probs_NK[where]),
+            weight_N[used] / total,
+            compute=self.model.dtype,
+        )
+        loss.backward()
+        self.shared.loss[self.rank] = loss.detach().double()
+
+    def gather(self) -> None:
+        """Sum the owned parameters' gradients over the workers, in their order."""
+        square = 0.0
+        for name, master in self.masters.items():
+            total = _grad(master)
+            total.copy_(self.shared.grads[0].view(name))
+            for other in self.shared.grads[1:]:
+                total.add_(other.view(name))
+            square += float(torch.linalg.vector_norm(total)) ** 2
+        self.shared.norm[self.rank] = square
+
+    def update(self, step: int) -> None:
+        """Clip by the norm over all workers, step the optimizers, publish the new weights."""
+        factor = clip_factor(float(self.shared.norm.sum()), self.config.clip)
+        if factor != 1.0:
+            for master in self.masters.values():
+                _grad(master).mul_(factor)
+        set_rate(self.optimizers, rate(self.config, step))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for name, master in self.masters.items():
+            self.shared.weights.view(name).copy_(master)
+        for grad in self.added:
+            grad.zero_()
+
+    def save(self, folder: Path) -> None:
+        """Write this worker's share of a checkpoint."""
+        state = {
+            "masters": {name: master.clone() for name, master in self.masters.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        torch.save(state, folder / f"worker-{self.rank}.pt")
+
+    def restore(self, folder: Path) -> None:
+        """Read this worker's share of a checkpoint, and publish its weights."""
+        state = torch.load(folder / f"worker-{self.rank}.pt", weights_only=True)
+        for name, value in state["masters"].items():
+            self.masters[name].copy_(value)
+            self.shared.weights.view(name).copy_(value)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+def _grad(master: Tensor) -> Tensor:
+    grad = master.grad
+    assert grad is not None  # made with the worker, and never taken away
+    return grad
+
+
+def share_out(sizes: dict[str, int], workers: int) -> list[list[str]]:
+    """Whole parameters to workers, the largest first, each to the one with the least."""
+    shares: list[list[str]] = [[] for _ in range(workers)]
+    load = [0] * workers
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = load.index(min(load))
+        shares[least].append(name)
+        load[least] += sizes[name]
+    return shares
