@@ -142,7 +142,9 @@ def ask_terms(recipe: Recipe, teacher: Resource, store: Path) -> tuple[gate.Deci
         return {"verdict": verdict["verdict"]}
 
     config = {"verdict": verdict}
-    return decision, build(store, "terms", inputs={"teacher": teacher}, config=config, make=make)
+    return decision, build(
+        store, "terms", inputs={"teacher": teacher}, config=config, make=make, layer="policy"
+    )
 
 
 def publish(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from overproof import __version__
+from overproof.core.code import source_sha256
 from overproof.core.console import note
 from overproof.core.digest import pretty, sha256_file, sha256_json
 from overproof.core.errors import StageError, TrustError
@@ -224,10 +225,11 @@ def build(
     config: Json,
     make: Callable[[Work], Json],
     name: str | None = None,
+    layer: str = "core",
 ) -> Artifact:
     """Return the artifact of these inputs and this configuration, making it unless it exists.
 
-    1. The key is the digest of kind, inputs, configuration and code version.
+    1. The key is the digest of kind, inputs, configuration and code.
     2. An artifact of that key in its place is returned as it is.
     3. `make` works in `.NAME.KEY.partial`, which a killed run leaves behind for the next one.
     4. Files are described, `artifact.json` is written last, the folder is moved into place.
@@ -236,6 +238,7 @@ def build(
         store: the folder that holds the run's artifacts.
         kind: what the artifact is, such as `dataset`; also its folder's name by default.
         make: fills the work folder, returns the facts (JSON, deterministic).
+        layer: the package that `make` is part of: its sources and those below are its code.
 
     Raises:
         StageError: the disk is full or the folder cannot be written.
@@ -249,7 +252,7 @@ def build(
         "inputs": rows,
         "config": config,
         "config_sha256": sha256_json(config),
-        "code": {"name": "overproof", "version": __version__},
+        "code": {"name": "overproof", "version": __version__, "sha256": source_sha256(layer)},
     }
     key = sha256_json(identity)
     final = store / name

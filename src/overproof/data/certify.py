@@ -184,6 +184,7 @@ def certify(
             },
             make=assembly.make,
             name=name,
+            layer="data",
         )
     _demand_some(artifact)
     return artifact

@@ -79,7 +79,7 @@ def evaluation(
         "sample": recipe.sample.model_dump(),
     }
     inputs: dict[str, Input] = {"teacher": resource, "samples": samples, **arms}
-    return build(store, "evaluation", inputs=inputs, config=config, make=make)
+    return build(store, "evaluation", inputs=inputs, config=config, make=make, layer="release")
 
 
 BY_POSITION = "agreement_by_position"
@@ -155,7 +155,9 @@ def speed(
         return {"target": SPEED_TARGET}
 
     inputs: dict[str, Input] = {"export": export, "teacher": resource}
-    return build(store, "speed", inputs=inputs, config={"target": SPEED_TARGET}, make=make)
+    return build(
+        store, "speed", inputs=inputs, config={"target": SPEED_TARGET}, make=make, layer="release"
+    )
 
 
 def heldout_texts(

@@ -79,4 +79,4 @@ def _arm(
         }
 
     config = {"train": recipe.train.model_dump(exclude={"control"}), "seed": recipe.seed}
-    return build(store, kind, inputs=inputs, config=config, make=make)
+    return build(store, kind, inputs=inputs, config=config, make=make, layer="student")

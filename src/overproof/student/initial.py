@@ -122,7 +122,7 @@ def initial(
         "sequence_length": recipe.train.sequence_length,
     }
     inputs: dict[str, Input] = {"teacher": resource, "samples": samples, "signals": signals}
-    return build(store, "initial", inputs=inputs, config=config, make=make_it)
+    return build(store, "initial", inputs=inputs, config=config, make=make_it, layer="student")
 
 
 def save(initial: Initial, teacher: Teacher, folder: Path) -> None:

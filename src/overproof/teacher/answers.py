@@ -111,7 +111,7 @@ def sample(
         "train": train,
         "heldout": heldout,
     }
-    return build(store, "samples", inputs=inputs, config=config, make=make)
+    return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
 
 
 def read(samples: Artifact) -> Answers:

@@ -35,6 +35,7 @@ from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 
 BATCH_SEQUENCES = 4  # their logits, 1,024 x 49,152 in fp32, take 200 MB
+ROWS = 16  # positions in fp32 at a time: 3 MB stay near the cache
 SHARD_EXAMPLES = 128  # examples a shard; a killed run loses at most one shard a core
 
 Shard = tuple[Path, Sequence[Example]]
@@ -117,14 +118,14 @@ def shard_signals(
     kept = torch.zeros(count, top_k, dtype=torch.float16)
     tail = torch.zeros(count)
     for where, logits_NV in answer_logits(model, prefix, examples, length):
-        logits = logits_NV.float()
-        total_N = torch.logsumexp(logits, dim=-1)
-        top_NK, ids_NK = logits.topk(top_k, dim=-1)
-        log_probs_NK = (top_NK - total_N[:, None]).half()
         at = torch.from_numpy(where)
-        ids[at], kept[at] = ids_NK.int(), log_probs_NK
-        # The tail is what the stored, rounded log-probabilities leave of 1.
-        tail[at] = torch.log1p(-log_probs_NK.float().exp().sum(-1).clamp_max(1.0))
+        for rows, logits in zip(at.split(ROWS), logits_NV.split(ROWS), strict=True):
+            exact = logits.float()
+            top_NK, ids_NK = exact.topk(top_k, dim=-1)
+            log_probs_NK = (top_NK - torch.logsumexp(exact, -1, keepdim=True)).half()
+            ids[rows], kept[rows] = ids_NK.int(), log_probs_NK
+            # The tail is what the stored, rounded log-probabilities leave of 1.
+            tail[rows] = torch.log1p(-log_probs_NK.float().exp().sum(-1).clamp_max(1.0))
     return Signals(ids, kept, tail)
 
 
@@ -244,4 +245,4 @@ def cache(
         "sequence_length": recipe.train.sequence_length,
     }
     inputs: dict[str, Input] = {"samples": samples, "teacher": resource}
-    return build(store, "signals", inputs=inputs, config=config, make=make)
+    return build(store, "signals", inputs=inputs, config=config, make=make, layer="teacher")

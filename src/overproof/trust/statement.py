@@ -184,6 +184,7 @@ def stage_statement(artifact: Artifact) -> Statement:
                 "id": BUILDER,
                 "version": {
                     "overproof": manifest["code"]["version"],
+                    "overproof-source-sha256": manifest["code"]["sha256"],
                     "python": platform.python_version(),
                 },
             },
@@ -286,7 +287,11 @@ def _restore(provenance: Provenance, kind: str, files: Mapping[str, str]) -> Jso
         "inputs": [_manifest_input(item) for item in definition.resolved_dependencies],
         "config": definition.external_parameters,
         "config_sha256": sha256_json(definition.external_parameters),
-        "code": {"name": "overproof", "version": details.builder.version.get("overproof")},
+        "code": {
+            "name": "overproof",
+            "version": details.builder.version.get("overproof"),
+            "sha256": details.builder.version.get("overproof-source-sha256"),
+        },
         "facts": byproducts["facts"],
         "files": [
             {"name": name, "sha256": files[name], "bytes": byproducts["files"].get(name)}
