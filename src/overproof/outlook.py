@@ -15,7 +15,7 @@ from overproof.teacher import local
 # Throughput of the reference machine (two cores with AMX, 135M teacher, 64M student; docs/
 # benchmarks.md), scaled by parameters. A plan is an estimate and says so.
 REFERENCE_TEACHER, REFERENCE_STUDENT = 134.5e6, 63.7e6
-SAMPLE_RATE, SIGNAL_RATE, TRAIN_RATE = 600.0, 2800.0, 1250.0  # tokens a second
+SAMPLE_RATE, SIGNAL_RATE, TRAIN_RATE = 900.0, 2400.0, 1520.0  # tokens a second
 SLOW_FACTOR = 4.0  # without bf16 matrix instructions
 ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
 PROMPT_TOKENS = 24

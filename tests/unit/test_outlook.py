@@ -53,12 +53,13 @@ def test_the_student_is_smaller_and_its_parts_add_up(support: Json) -> None:
 
 
 def test_more_work_takes_longer(support: Json) -> None:
-    steps = load_recipe(find_recipe("support")).train.steps
+    recipe = load_recipe(find_recipe("support"))
+    steps, prompts = recipe.train.steps, recipe.sample.prompts
     twice = made(f"train.steps={2 * steps}")["expected_seconds"]["train"]
     assert twice == pytest.approx(2 * support["expected_seconds"]["train"], abs=2)
     alone = made("train.control=false")["expected_seconds"]["train"]
     assert alone == pytest.approx(support["expected_seconds"]["train"] / 2, abs=2)
-    more = made("sample.prompts=5200")
+    more = made(f"sample.prompts={2 * prompts}")
     assert more["expected_seconds"]["sample"] > 1.8 * support["expected_seconds"]["sample"]
     assert more["expected_disk_bytes"] > support["expected_disk_bytes"]
 

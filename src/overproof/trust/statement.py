@@ -25,6 +25,7 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 BUILDER = f"{BASE}/builder/local/v1"
 _OWN_TYPE = re.compile(re.escape(BASE) + r"/([a-z-]+)/v([0-9]{1,4})")
 _STAGE_TYPE = re.compile(re.escape(BASE) + r"/stage/([a-z0-9_-]{1,64})/v([0-9]{1,4})")
+SOURCE = "overproof-source-sha256"  # digest of the sources that a stage could run
 IDENTITY = ("format", "kind", "inputs", "config", "config_sha256", "code")  # what names a run
 Json = dict[str, Any]
 
@@ -182,11 +183,7 @@ def stage_statement(artifact: Artifact) -> Statement:
         "runDetails": {
             "builder": {
                 "id": BUILDER,
-                "version": {
-                    "overproof": manifest["code"]["version"],
-                    "overproof-source-sha256": manifest["code"]["sha256"],
-                    "python": platform.python_version(),
-                },
+                "version": _builder_version(manifest["code"]),
             },
             "metadata": {
                 "invocationId": sha256_json({key: manifest[key] for key in IDENTITY}),
@@ -273,6 +270,11 @@ def read_stage(statement: Statement) -> Stage:
     )
 
 
+def _builder_version(code: Json) -> dict[str, str]:
+    version = {"overproof": code["version"], "python": platform.python_version()}
+    return version | ({SOURCE: code["sha256"]} if "sha256" in code else {})
+
+
 def _restore(provenance: Provenance, kind: str, files: Mapping[str, str]) -> Json:
     """The manifest, times left out, that a stage's statement was made from."""
     definition, details = provenance.build_definition, provenance.run_details
@@ -287,17 +289,20 @@ def _restore(provenance: Provenance, kind: str, files: Mapping[str, str]) -> Jso
         "inputs": [_manifest_input(item) for item in definition.resolved_dependencies],
         "config": definition.external_parameters,
         "config_sha256": sha256_json(definition.external_parameters),
-        "code": {
-            "name": "overproof",
-            "version": details.builder.version.get("overproof"),
-            "sha256": details.builder.version.get("overproof-source-sha256"),
-        },
+        "code": _code(details.builder.version),
         "facts": byproducts["facts"],
         "files": [
             {"name": name, "sha256": files[name], "bytes": byproducts["files"].get(name)}
             for name in sorted(files)
         ],
     }
+
+
+def _code(version: Mapping[str, str]) -> Json:
+    """The manifest's row; stages made before sources were digested have no digest."""
+    row = {"name": "overproof", "version": version.get("overproof")}
+    source = version.get(SOURCE)
+    return row if source is None else {**row, "sha256": source}
 
 
 def _stage_kind(build_type: str) -> str:
