@@ -88,13 +88,13 @@ class TrainConfig(Section):
     steps: Positive = Field(description="optimizer steps, of each arm")
     sequences: Positive = Field(8, description="packed sequences a step")
     sequence_length: Positive = Field(256, description="tokens a packed sequence")
-    learning_rate: float = Field(1e-3, gt=0.0, description="after warm-up, before decay")
+    learning_rate: float = Field(4e-4, gt=0.0, description="after warm-up, before decay")
     warmup: Fraction = Field(0.05, description="fraction of the steps")
     decay: Fraction = Field(0.5, description="fraction of the steps, linear to zero at the end")
     weight_decay: float = Field(0.0, ge=0.0, description="decoupled, as in AdamW")
     clip: float = Field(1.0, gt=0.0, description="largest gradient norm")
     optimizer: Literal["muon", "adamw"] = Field(
-        "muon", description="muon: for the matrices of the layers, adamw for all else"
+        "adamw", description="muon: for the matrices of the layers, adamw for all else"
     )
     checkpoint_seconds: Positive = Field(60, description="at most this much work is lost to a kill")
     control: bool = Field(True, description="train the control arm too: cross-entropy, equal steps")
