@@ -5,6 +5,7 @@ Import this module before torch: OpenMP and glibc read their settings once.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -37,6 +38,13 @@ def prepare() -> None:
             return
         mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
         mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system: what `prepare` keeps for reuse, for others to use."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache

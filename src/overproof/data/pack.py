@@ -42,10 +42,14 @@ class Packed:
     source_RT: Ints
     predicts_RT: NDArray[np.bool_]
 
-    def rows(self, part: slice) -> Packed:
-        """Some of the sequences, cut to the longest of them and up to a multiple of `STEP`."""
+    def rows(self, part: slice, *, whole: bool = False) -> Packed:
+        """Some of the sequences.
+
+        Args:
+            whole: leave their length; else cut to the longest and up to a multiple of `STEP`.
+        """
         used = int((self.segments_RT[part] != PADDING).sum(1).max(initial=1))
-        used = -(-used // STEP) * STEP
+        used = self.tokens_RT.shape[1] if whole else -(-used // STEP) * STEP
         cut = (part, slice(used))
         return Packed(
             self.tokens_RT[cut],

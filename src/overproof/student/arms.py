@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from overproof.core import device
 from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.config import Recipe
 from overproof.core.console import meter
@@ -54,6 +55,7 @@ def _arm(
         signals = read_signals(inputs["signals"].path) if "signals" in inputs else None
         data = build_train_set(answers.prefix, answers.train, start.vocabulary, signals)
         del signals
+        device.release_memory()  # the projection's temporaries, before the workers need room
         with meter(f"training {kind}", recipe.train.steps, "steps") as progress:
             done = train(
                 start.model,

@@ -140,7 +140,8 @@ def batches(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[Packed]:
                 hint="lower train.sequences, or sample more prompts",
             )
         for step in range(whole):
-            yield packed.rows(slice(step * config.sequences, (step + 1) * config.sequences))
+            rows = slice(step * config.sequences, (step + 1) * config.sequences)
+            yield packed.rows(rows, whole=True)
         epoch += 1
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from overproof.core.config import TrainConfig
@@ -21,6 +22,8 @@ from overproof.student.flat import Flat
 from overproof.student.losses import chunked_bucket_kl
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
 from overproof.teacher.signals import model_inputs
+
+PLACES = 128  # positions of a loss come in multiples of this
 
 
 class Shared:
@@ -75,19 +78,16 @@ class Worker:
     def gradients(self, batch: Packed) -> None:
         """Forward and backward over this worker's rows; the loss is weighted by the whole step."""
         total = float(self.data.weight_N[batch.source_RT[batch.predicts_RT]].sum())
-        mine = batch.rows(slice(self.rank, None, self.workers))
-        source = mine.source_RT[mine.predicts_RT]
-        weight_N = torch.from_numpy(np.ascontiguousarray(self.data.weight_N[source]))
-        used = weight_N > 0
-        picked = torch.from_numpy(mine.predicts_RT)
+        # Equal shapes in every step: kept memory of another size is of no use to the next one.
+        mine = batch.rows(slice(self.rank, None, self.workers), whole=True)
+        place, source, weight = targets(mine, self.data)
         hidden_RTD = self.body.states(model_inputs(mine, self.model.dtype))
-        where = source[used.numpy()]
         loss = chunked_bucket_kl(
-            hidden_RTD[picked][used],
+            hidden_RTD.flatten(0, 1)[torch.from_numpy(place)],
             self.model.lm_head.weight,
-            torch.from_numpy(self.data.ids_NK[where]).long(),
-            torch.from_numpy(self.data.probs_NK[where]),
-            weight_N[used] / total,
+            torch.from_numpy(self.data.ids_NK[source]).long(),
+            torch.from_numpy(self.data.probs_NK[source]),
+            torch.from_numpy(weight) / total,
             compute=self.model.dtype,
         )
         loss.backward()
@@ -134,6 +134,26 @@ class Worker:
             self.shared.weights.view(name).copy_(value)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+
+
+def targets(
+    batch: Packed, data: TrainSet
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Places of the batch (R * T) that have a target, its position in `data`, and its weight.
+
+    Filled up to a multiple of `PLACES` with places of weight 0.
+    """
+    place = np.flatnonzero(batch.predicts_RT)
+    source = batch.source_RT.ravel()[place]
+    weight = np.ascontiguousarray(data.weight_N[source])
+    used = weight > 0
+    place, source, weight = place[used], source[used], weight[used]
+    missing = -len(place) % PLACES
+    return (
+        np.pad(place, (0, missing)),
+        np.pad(source, (0, missing)),
+        np.pad(weight, (0, missing)),
+    )
 
 
 def _grad(master: Tensor) -> Tensor:

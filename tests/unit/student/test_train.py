@@ -15,7 +15,7 @@ from overproof.core.errors import StageError, UsageError
 from overproof.student import train as module
 from overproof.student.losses import bucket_kl
 from overproof.student.train import _last_checkpoint, batches, train
-from overproof.student.worker import share_out
+from overproof.student.worker import PLACES, share_out, targets
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +149,16 @@ def test_the_set_maps_to_what_was_saved(data, tmp_path: Path) -> None:
     for name, values in vars(data).items():
         assert np.array_equal(values, getattr(mapped, name))
     assert sum(map(len, mapped.examples)) == len(data.tokens_N)
+
+
+def test_every_step_has_the_same_shapes(data) -> None:
+    """Memory that one step frees must fit the next one, or a long run grows without end."""
+    few = list(itertools.islice(batches(data, training.config(), 0), 20))
+    assert {batch.tokens_RT.shape for batch in few} == {(3, training.ROOM)}
+    for batch in few:
+        place, source, weight = targets(batch, data)
+        assert len(place) == len(source) == len(weight)
+        assert len(place) % PLACES == 0
+        real = weight > 0
+        assert weight.sum() == data.weight_N[batch.source_RT[batch.predicts_RT]].sum()
+        assert np.array_equal(batch.source_RT.ravel()[place[real]], source[real])
