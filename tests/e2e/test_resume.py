@@ -14,7 +14,7 @@ import torch
 
 UNIT = Path(__file__).parents[1] / "unit"
 SOURCE = Path(__file__).parents[2] / "src"
-STEPS = 240  # a few seconds, so that a checkpoint a second leaves something to resume
+STEPS = 1500  # several seconds, so that a checkpoint a second leaves something to resume, twice
 PATIENCE_SECONDS = 180
 
 
