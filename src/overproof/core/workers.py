@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
 import queue
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from overproof.core.errors import StageError
 
 POLL_SECONDS = 1.0
+CONTEXT = mp.get_context("spawn")  # a fork of a process with OpenMP threads can hang
 
 
 def start(processes: Sequence[BaseProcess]) -> None:
@@ -31,6 +33,26 @@ def start(processes: Sequence[BaseProcess]) -> None:
         # Left alone, they would find the queues of their parent gone and complain of it.
         _end(processes)
         raise
+
+
+def spread(
+    work: Callable[..., None],
+    shares: Sequence[tuple[Any, ...]],
+    count: int,
+    *,
+    name: str,
+    hint: str,
+) -> Iterator[Any]:
+    """Run one worker for each share and yield what they put into the queue; see `collect`.
+
+    Args:
+        work: a function of a module; it gets a share's values and then the queue.
+    """
+    results: Any = CONTEXT.Queue()
+    processes = [
+        CONTEXT.Process(target=work, args=(*share, results), daemon=True) for share in shares
+    ]
+    return collect(processes, results, count, name=name, hint=hint)
 
 
 def collect(

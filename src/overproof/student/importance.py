@@ -8,7 +8,6 @@ Shape suffixes: R sequences, T tokens, P positions with a target, D width, K kep
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import threading
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from overproof.core import device
 from overproof.core.config import StudentConfig
 from overproof.core.console import Meter
 from overproof.core.errors import UsageError
-from overproof.core.workers import collect
+from overproof.core.workers import CONTEXT, spread
 from overproof.data.pack import Packed
 from overproof.student.losses import bucket_kl
 from overproof.student.stack import Stack
@@ -88,28 +87,21 @@ def _greedy(
     """Drop the layer that costs least, again and again."""
     kept = list(range(len(teacher.model.layers)))
     removals: list[Removal] = []
-    context = mp.get_context("spawn")
-    results: Any = context.Queue()
     workers = max(1, min(device.cores(), len(kept)))
-    barrier, scores = context.Barrier(workers), torch.zeros(len(kept)).share_memory_()
+    barrier, scores = CONTEXT.Barrier(workers), torch.zeros(len(kept)).share_memory_()
     teacher.share_memory()
-    processes = [
-        context.Process(
-            target=_work,
-            args=(teacher, keep, calibration, rank, workers, scores, barrier, results),
-            daemon=True,
-        )
-        for rank in range(workers)
+    shares = [
+        (teacher, keep, calibration, rank, workers, scores, barrier) for rank in range(workers)
     ]
     rounds = len(kept) - keep
-    for layer, kl in collect(
-        processes,
-        results,
+    for layer, kl in spread(
+        _work,
+        shares,
         rounds,
         name="a worker that measures layers",
         hint="lower student.calibration_tokens, or free memory, and run the same command again",
     ):
-        meter.advance(len(kept), f"{kl:.2f} nats per token without {rounds} layers")
+        meter.advance(len(kept), f"{kl:.2f} nats per token without {len(removals) + 1} layers")
         kept.remove(layer)
         removals.append(Removal(layer, kl))
     return kept, removals

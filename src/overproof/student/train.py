@@ -12,7 +12,6 @@ of the workers, so a run that was killed and resumed ends in the same bits.
 from __future__ import annotations
 
 import json
-import multiprocessing as mp
 import os
 import threading
 import time
@@ -32,7 +31,7 @@ from overproof.core.artifact import write_atomic  # noqa: E402
 from overproof.core.config import TrainConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
-from overproof.core.workers import collect  # noqa: E402
+from overproof.core.workers import CONTEXT, spread  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
@@ -101,20 +100,13 @@ def _run_workers(
     shared: Shared, config: TrainConfig, seed: int, folder: Path, workers: int, start: int
 ) -> Iterator[tuple[float, int]]:
     """Start one process a core and yield each step's loss and tokens."""
-    context = mp.get_context("spawn")
-    results: Any = context.Queue()
-    barrier = context.Barrier(workers)
-    processes = [
-        context.Process(
-            target=_work,
-            args=(rank, workers, shared, config, seed, folder, start, barrier, results),
-            daemon=True,
-        )
-        for rank in range(workers)
+    barrier = CONTEXT.Barrier(workers)
+    shares = [
+        (rank, workers, shared, config, seed, folder, start, barrier) for rank in range(workers)
     ]
-    yield from collect(
-        processes,
-        results,
+    yield from spread(
+        _work,
+        shares,
         config.steps - start,
         name="a training worker",
         hint="lower train.sequences or train.sequence_length, or free memory, and run the "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import json
 import math
-import multiprocessing as mp
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from torch import Tensor  # noqa: E402
 from overproof.core.config import SampleConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.digest import sha256_bytes  # noqa: E402
-from overproof.core.workers import collect  # noqa: E402
+from overproof.core.workers import spread  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
 PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
@@ -315,20 +314,13 @@ def _spread(
 ) -> Iterator[tuple[str, list[int]]]:
     """Run one worker a core and yield what they finish."""
     workers = max(1, min(device.cores(), len(left)))
-    context = mp.get_context("spawn")
-    results: Any = context.Queue()
     model.share_memory()
-    processes = [
-        context.Process(
-            target=_work,
-            args=(model, tuple(prefix), left[index::workers], drawing, places, results),
-            daemon=True,
-        )
-        for index in range(workers)
+    shares = [
+        (model, tuple(prefix), left[index::workers], drawing, places) for index in range(workers)
     ]
-    yield from collect(
-        processes,
-        results,
+    yield from spread(
+        _work,
+        shares,
         len(left),
         name="a sampling worker",
         hint="lower sample.batch, and run the same command again: finished answers are kept",

@@ -8,7 +8,6 @@ Shape suffixes: N positions, K kept tokens, R sequences, T tokens, D width, V vo
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
-from overproof.core.workers import collect  # noqa: E402
+from overproof.core.workers import spread  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
@@ -152,21 +151,14 @@ def write_signals(
             progress.skip(_tokens(part))
         else:
             shards.append((path, part))
-    context = mp.get_context("spawn")
-    results: Any = context.Queue()
     workers = min(device.cores(), len(shards))
     model.share_memory()
-    processes = [
-        context.Process(
-            target=_work,
-            args=(model, tuple(prefix), shards[rank::workers], length, top_k, results),
-            daemon=True,
-        )
-        for rank in range(workers)
+    shares = [
+        (model, tuple(prefix), shards[rank::workers], length, top_k) for rank in range(workers)
     ]
-    for tokens in collect(
-        processes,
-        results,
+    for tokens in spread(
+        _work,
+        shares,
         len(shards),
         name="a signals worker",
         hint="free memory, and run the same command again: finished shards are kept",
