@@ -132,7 +132,7 @@ def main() -> None:
     models["plain"], seen, seconds = plain(start, teacher, answers, recipe, budget)
     rates["plain"] = seen / seconds
     note(f"plain: {rates['plain']:.0f} answer tokens/s")
-    with meter("evaluating", 2 * len(answers.heldout), "prompts") as bar:
+    with meter("evaluating", len(answers.heldout), "prompts") as bar:
         found = evaluate(
             teacher.model, answers.prefix, answers.heldout, start.vocabulary, models,
             recipe.evaluate, seed=recipe.seed, length=recipe.train.sequence_length, meter=bar,

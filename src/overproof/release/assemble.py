@@ -19,8 +19,9 @@ from overproof.policy.gate import Decision
 from overproof.policy.obligations import Plan
 from overproof.release import facts as f
 from overproof.release.card import write_card
-from overproof.release.quality import BY_POSITION, result_of
+from overproof.release.quality import result_of
 from overproof.release.report import write_report
+from overproof.release.tally import BY_POSITION, DIFFERENCES
 from overproof.teacher import local
 
 
@@ -107,6 +108,7 @@ def collect(
         student=_arm(result["student"]),
         untrained=_arm(result["untrained"]),
         control=_arm(result["control"]) if "control" in result else None,
+        differences={name: _arm(numbers) for name, numbers in result[DIFFERENCES].items()},
         evaluation=f.Evaluation(
             result["prompts"],
             result["tokens"],

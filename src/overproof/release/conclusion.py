@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from overproof.release.facts import Arm, Interval, ReportFacts, Run
-from overproof.release.words import measured, percent
+from overproof.release.words import measured, percent, signed
 
 Order = Literal["better", "worse", "unclear"]
 Outcome = Literal["helped", "hurt", "mixed", "not shown", "not measured"]
@@ -41,6 +41,11 @@ class Metric:
     def show(self, found: Interval) -> str:
         """Value and interval as text."""
         return f"{self.one(found.value)} [{self.one(found.low)}, {self.one(found.high)}]"
+
+    def change(self, found: Interval) -> str:
+        """A difference with its interval as text, with signs."""
+        value, low, high = (signed(number, share=self.share) for number in vars(found).values())
+        return f"{value} [{low}, {high}]{' points' if self.share else ''}"
 
 
 METRICS = (
@@ -78,34 +83,39 @@ class Comparison:
     """The student against another arm by one metric.
 
     Attributes:
+        difference: the student less the other arm, paired prompt by prompt.
         counts: whether it says anything on closeness to the teacher, see `compare`.
     """
 
     metric: Metric
     student: Interval
     other: Interval
+    difference: Interval
     counts: bool = True
 
     @property
     def order(self) -> Order:
-        """Better or worse only where the intervals do not overlap.
+        """Better or worse only where the interval of the paired difference leaves out zero.
 
-        Two intervals that do not overlap show a difference; two that do overlap show nothing,
-        neither a difference nor its absence.
+        Both arms answer the same prompts. Their own intervals hold the spread of the prompts
+        twice, and may overlap where prompt after prompt one arm is ahead.
         """
-        if self.student.high < self.other.low:
+        if self.difference.high < 0:
             return "worse" if self.metric.higher_is_better else "better"
-        if self.student.low > self.other.high:
+        if self.difference.low > 0:
             return "better" if self.metric.higher_is_better else "worse"
         return "unclear"
 
     def sentence(self, other: str) -> str:
         """The comparison in words."""
-        numbers = f"{self.metric.show(self.student)} against {self.metric.show(self.other)}"
+        numbers = (
+            f"{self.metric.show(self.student)} against {self.metric.show(self.other)}, "
+            f"prompt by prompt {self.metric.change(self.difference)}"
+        )
         ending = {
             "better": f"the student is better than {other}",
             "worse": f"the student is worse than {other}",
-            "unclear": "the intervals overlap, so no difference is shown",
+            "unclear": "that interval holds zero, so no difference is shown",
         }[self.order]
         label = self.metric.label[0].upper() + self.metric.label[1:]
         return f"{label}: {numbers}; {ending}{'' if self.counts else BELOW}."
@@ -128,7 +138,7 @@ class Conclusion:
     sentences: tuple[str, ...]
 
 
-def compare(student: Arm, other: Arm, teacher: Arm) -> tuple[Comparison, ...]:
+def compare(student: Arm, other: Arm, difference: Arm, teacher: Arm) -> tuple[Comparison, ...]:
     """The student against another arm, by every metric that both have.
 
     Lower perplexity means closer to the teacher only down to the teacher's own. Where either
@@ -137,12 +147,20 @@ def compare(student: Arm, other: Arm, teacher: Arm) -> tuple[Comparison, ...]:
     found = []
     for metric in METRICS:
         mine, theirs, own = metric.of(student), metric.of(other), metric.of(teacher)
-        if mine is None or theirs is None:
+        change = metric.of(difference)
+        if mine is None or theirs is None or change is None:
             continue
         below = own is not None and min(mine.value, theirs.value) < own.value
         counts = metric.higher_is_better or not below
-        found.append(Comparison(metric, mine, theirs, counts))
+        found.append(Comparison(metric, mine, theirs, change, counts))
     return tuple(found)
+
+
+def _against(facts: ReportFacts, name: str, other: Arm | None) -> tuple[Comparison, ...]:
+    difference = facts.differences.get(name)
+    if other is None or difference is None:
+        return ()
+    return compare(facts.student, other, difference, facts.teacher)
 
 
 def outcome(comparisons: tuple[Comparison, ...]) -> Outcome:
@@ -179,13 +197,13 @@ def conclude(facts: ReportFacts) -> Conclusion:
     """
     sentences: list[str] = []
     # 1.
-    against = compare(facts.student, facts.control, facts.teacher) if facts.control else ()
+    against = _against(facts, "control", facts.control)
     sentences += [found.sentence("the control arm") for found in against]
     # 2.
     if against:
         sentences.append(_budget(facts.training.student, facts.training.control))
     # 3.
-    sentences.append(_training(compare(facts.student, facts.untrained, facts.teacher)))
+    sentences.append(_training(_against(facts, "untrained", facts.untrained)))
     result = outcome(against)
     return Conclusion(result, _headline(result, against), tuple(sentences))
 

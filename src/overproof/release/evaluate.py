@@ -10,9 +10,9 @@ S answer positions of the student (first pieces and later ones).
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from overproof.core import device
@@ -26,32 +26,33 @@ from torch import Tensor  # noqa: E402
 
 from overproof.core.config import EvaluateConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
+from overproof.core.workers import spread  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
+from overproof.release.tally import TEACHER, Tally, summary  # noqa: E402
 from overproof.student.examples import NO_TARGET, StudentExample, respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.signals import answer_logits, model_inputs  # noqa: E402
 
-GROUP = 24  # examples scored together: bounds the memory of the teacher's full distributions
-Floats = NDArray[np.float64]
+GROUP = 16  # examples scored together: bounds the memory of the teacher's full distributions
 Json = dict[str, Any]
 
 
-@dataclass
-class Tally:
-    """Sums of one model, one row an example.
+@dataclass(frozen=True)
+class Measured:
+    """What is compared, and how: all that a worker needs beside its examples.
 
     Attributes:
-        kl, agreement, nll: sums over the example's answer tokens, nats and counts.
-        tokens: answer tokens of the example.
-        hits: agreement at each answer token, for the curve by position.
+        prefix: tokens that every example starts with, in the teacher's vocabulary.
+        models: name to model in the student's vocabulary.
+        length: tokens a packed sequence.
     """
 
-    kl: list[float] = field(default_factory=list)
-    agreement: list[float] = field(default_factory=list)
-    nll: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    hits: list[Floats] = field(default_factory=list)
+    teacher: Any
+    prefix: tuple[int, ...]
+    vocabulary: Vocabulary
+    models: Mapping[str, Any]
+    length: int
 
 
 def evaluate(
@@ -68,39 +69,77 @@ def evaluate(
 ) -> Json:
     """Divergence, agreement and perplexity of each model, with intervals.
 
-    1. The teacher's full distributions, in fp32, for a group of examples.
-    2. Each model's log-probabilities at the same places.
-    3. Sums an example; the bootstrap resamples examples, since tokens of one answer are not
-       independent.
+    1. Groups of examples go to one process a core.
+    2. Each group gives sums an example; they are put together in the examples' order, so the
+       number of processes does not show in the result.
+    3. The bootstrap resamples examples.
 
     Args:
         models: name to model in the student's vocabulary.
         length: tokens a packed sequence.
-        meter: counts examples, once a model.
+        meter: counts examples.
 
     Returns:
-        for `teacher` and each model `kl_nats_per_token`, `top1_agreement`, `perplexity` as
-        value, low, high; and `agreement_by_position`.
+        what `tally.summary` says.
+
+    Raises:
+        StageError: a worker died.
     """
-    tallies = {name: Tally() for name in ("teacher", *models)}
-    head = [piece for token in prefix for piece in vocabulary.pieces(token)]
-    for start in range(0, len(examples), GROUP):
-        group = examples[start : start + GROUP]
-        # 1.
-        truth = _truth(teacher, prefix, group, length)
-        _tally_teacher(tallies["teacher"], truth, group)
-        target_NV = _project(truth, vocabulary)
-        respelled = [respell(example, vocabulary) for example in group]
-        for name, model in models.items():
-            # 2.
-            scores = _scores(model, head, respelled, length)
-            _tally(tallies[name], scores, truth, target_NV, vocabulary, group, respelled)
-            meter.advance(len(group))
+    measured = Measured(teacher, tuple(prefix), vocabulary, models, length)
+    # 1.
+    groups = [(start, examples[start : start + GROUP]) for start in range(0, len(examples), GROUP)]
+    workers = min(device.cores(), len(groups))
+    for model in (teacher, *models.values()):
+        model.share_memory()
+    parts: dict[int, dict[str, Tally]] = {}
+    for start, tallies in spread(
+        _work,
+        [(measured, groups[rank::workers]) for rank in range(workers)],
+        len(groups),
+        name="an evaluation worker",
+        hint="free memory, and run the same command again",
+    ):
+        parts[start] = tallies
+        meter.advance(len(tallies[TEACHER].tokens))
+    # 2.
+    whole = {name: Tally() for name in (TEACHER, *models)}
+    for start in sorted(parts):
+        for name, tally in parts[start].items():
+            whole[name].extend(tally)
     # 3.
-    return {
-        name: _summary(tally, config, seed) | {"agreement_by_position": _by_position(tally)}
-        for name, tally in tallies.items()
-    }
+    return summary(whole, config, seed)
+
+
+def _work(
+    measured: Measured, groups: Sequence[tuple[int, Sequence[Example]]], results: Any
+) -> None:
+    """A worker: one thread, its share of the groups."""
+    torch.set_num_threads(1)
+    parent = os.getppid()
+    for start, group in groups:
+        tallies = measure(measured, group)
+        if os.getppid() != parent:
+            return  # the run was killed; nobody waits for this worker
+        results.put((start, tallies))
+
+
+def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
+    """The sums of a group of examples for the teacher and each model.
+
+    1. The teacher's full distributions, in fp32.
+    2. Each model's log-probabilities at the same places.
+    """
+    # 1.
+    truth_NU = _truth(measured.teacher, measured.prefix, group, measured.length)
+    tallies = {TEACHER: _tally_teacher(truth_NU, group)}
+    target_NV = _project(truth_NU, measured.vocabulary)
+    head = [piece for token in measured.prefix for piece in measured.vocabulary.pieces(token)]
+    respelled = [respell(example, measured.vocabulary) for example in group]
+    for name, model in measured.models.items():
+        # 2.
+        scores = _scores(model, head, respelled, measured.length)
+        tallies[name] = _tally(scores, truth_NU, target_NV, measured.vocabulary, group, respelled)
+    return tallies
 
 
 @torch.inference_mode()
@@ -121,18 +160,13 @@ def _project(truth_NU: Tensor, vocabulary: Vocabulary) -> Tensor:
     return target.index_add_(1, columns, truth_NU.exp())
 
 
-def _tally_teacher(tally: Tally, truth_NU: Tensor, group: Sequence[Example]) -> None:
+def _tally_teacher(truth_NU: Tensor, group: Sequence[Example]) -> Tally:
     actual = torch.tensor([token for example in group for token in example.answer])
-    nll = -truth_NU.gather(1, actual[:, None])[:, 0].double().numpy()
-    start = 0
-    for example in group:
-        size = len(example.answer)
-        tally.kl.append(0.0)
-        tally.agreement.append(float(size))
-        tally.nll.append(float(nll[start : start + size].sum()))
-        tally.tokens.append(size)
-        tally.hits.append(np.ones(size))
-        start += size
+    nll_N = -truth_NU.gather(1, actual[:, None])[:, 0].double()
+    tally = Tally()
+    for nll in nll_N.split([len(example.answer) for example in group]):
+        tally.add(0.0, float(nll.sum()), np.ones(len(nll)))
+    return tally
 
 
 @torch.inference_mode()
@@ -167,14 +201,14 @@ def _targets(one: StudentExample) -> NDArray[np.bool_]:
 
 
 def _tally(
-    tally: Tally,
     scores: Sequence[Tensor],
     truth_NU: Tensor,
     target_NV: Tensor,
     vocabulary: Vocabulary,
     group: Sequence[Example],
     respelled: Sequence[StudentExample],
-) -> None:
+) -> Tally:
+    tally = Tally()
     best_N = truth_NU.argmax(-1).numpy()
     start = 0
     for score_SV, example, one in zip(scores, group, respelled, strict=True):
@@ -190,43 +224,10 @@ def _tally(
         hits = (log_q_NV.argmax(-1).numpy() == vocabulary.student_ids_U[best]) & vocabulary.kept_U[
             best
         ]
-        tally.kl.append(float(kl.sum() + surprise_S[~first].sum()))
-        tally.agreement.append(float(hits.sum()))
-        tally.nll.append(float(surprise_S.sum()))
-        tally.tokens.append(len(example.answer))
-        tally.hits.append(hits.astype(np.float64))
+        tally.add(
+            float(kl.sum() + surprise_S[~first].sum()),
+            float(surprise_S.sum()),
+            hits.astype(np.float64),
+        )
         start += len(example.answer)
-
-
-def _summary(tally: Tally, config: EvaluateConfig, seed: int) -> Json:
-    tokens = np.array(tally.tokens, np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(tokens), (config.bootstrap, len(tokens)))
-    nll = interval(np.array(tally.nll), tokens, draws, config.confidence)
-    return {
-        "kl_nats_per_token": interval(np.array(tally.kl), tokens, draws, config.confidence),
-        "top1_agreement": interval(np.array(tally.agreement), tokens, draws, config.confidence),
-        "perplexity": {name: math.exp(value) for name, value in nll.items()},
-    }
-
-
-def interval(sums: Floats, tokens: Floats, draws: NDArray[np.int64], confidence: float) -> Json:
-    """A mean a token with its percentile bootstrap interval (Efron 1979).
-
-    Args:
-        sums, tokens: of each example.
-        draws: (resamples, examples) indices of examples, with repetition.
-        confidence: such as 0.95.
-    """
-    means = sums[draws].sum(1) / tokens[draws].sum(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"value": float(sums.sum() / tokens.sum()), "low": float(low), "high": float(high)}
-
-
-def _by_position(tally: Tally) -> list[list[float]]:
-    """Position in the answer, agreement there, number of answers that reach it."""
-    longest = max(map(len, tally.hits), default=0)
-    rows = []
-    for position in range(longest):
-        hits = [hits[position] for hits in tally.hits if len(hits) > position]
-        rows.append([position, float(np.mean(hits)), len(hits)])
-    return rows
+    return tally

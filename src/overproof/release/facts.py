@@ -283,6 +283,7 @@ class ReportFacts:
         system: system message that every prompt carries, None for none.
         teacher, student, untrained, control: quality on the held-out prompts. `untrained` is the
             student before training, `control` the same student trained by plain cross-entropy.
+        differences: the student less `untrained` and less `control`, paired prompt by prompt.
         method: how the student was made, one string a paragraph.
         terms: the terms-verdict predicate.
         machine: processor, cores, memory, versions: label to value.
@@ -298,6 +299,7 @@ class ReportFacts:
     student: Arm
     untrained: Arm
     control: Arm | None
+    differences: Mapping[str, Arm]
     evaluation: Evaluation
     speed: Speeds
     sizes: Sizes

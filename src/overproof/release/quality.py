@@ -18,6 +18,7 @@ from overproof.core.digest import pretty  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.export import write_loaded  # noqa: E402
 from overproof.release.speed import measure  # noqa: E402
+from overproof.release.tally import BY_POSITION, DIFFERENCES, TEACHER  # noqa: E402
 from overproof.release.targets import find  # noqa: E402
 from overproof.student import initial as first  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
@@ -49,7 +50,7 @@ def evaluation(
         teacher, answers = load(), read(samples)
         start = first.load(arms["untrained"].path, teacher)
         models = {name: first.load_model(arm.path) for name, arm in arms.items()}
-        with meter("evaluating", len(answers.heldout) * len(models), "prompts") as progress:
+        with meter("evaluating", len(answers.heldout), "prompts") as progress:
             result = evaluate(
                 teacher.model,
                 answers.prefix,
@@ -69,8 +70,8 @@ def evaluation(
         (work.folder / RESULT).write_text(pretty(result), encoding="utf-8")
         return {
             name: {key: value for key, value in result[name].items() if key != BY_POSITION}
-            for name in ("teacher", *arms)
-        }
+            for name in (TEACHER, *arms)
+        } | {DIFFERENCES: result[DIFFERENCES]}
 
     config = {
         "evaluate": recipe.evaluate.model_dump(),
@@ -80,9 +81,6 @@ def evaluation(
     }
     inputs: dict[str, Input] = {"teacher": resource, "samples": samples, **arms}
     return build(store, "evaluation", inputs=inputs, config=config, make=make, layer="release")
-
-
-BY_POSITION = "agreement_by_position"
 
 
 def result_of(artifact: Artifact) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 NONE = "–"  # shown where there is no number
+MINUS = "\N{MINUS SIGN}"
 MB, GB = 1_000_000, 1_000_000_000  # decimal, as file sizes are sold and listed
 MILLION, BILLION = 1_000_000, 1_000_000_000
 LONG = 10 * MILLION  # from here on, the digits of a measured number are noise
@@ -39,6 +40,12 @@ def percent(share: float | None) -> str:
     if share is None:
         return NONE
     return f"{100 * share:.1f}%" if math.isfinite(share) else "not finite"
+
+
+def signed(value: float, *, share: bool = False) -> str:
+    """A difference with its sign; of shares in percentage points."""
+    text = f"{100 * abs(value):.1f}" if share and math.isfinite(value) else measured(abs(value))
+    return text if float(value) == 0 else f"{'+' if value > 0 else MINUS}{text}"
 
 
 def count(value: int | None) -> str:

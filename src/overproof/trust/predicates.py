@@ -207,6 +207,9 @@ class Evaluation(Open):
     teacher: Arm | None = None
     untrained: Arm | None = None
     control: Arm | None = None
+    differences: dict[str, Arm] = Field(
+        {}, description="the student less untrained and control, paired prompt by prompt"
+    )
 
 
 class ParityReceipt(Open):

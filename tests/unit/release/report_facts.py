@@ -66,6 +66,16 @@ def arm(kl: float, agreement: float, perplexity: float, half: float = 0.03) -> A
     )
 
 
+def difference(student: Arm, other: Arm) -> Arm:
+    """The student less another arm, as uncertain as if the two were not paired."""
+    return Arm(
+        *(
+            interval(a.value - b.value, a.high - a.value + b.high - b.value) if a and b else None
+            for a, b in zip(vars(student).values(), vars(other).values(), strict=True)
+        )
+    )
+
+
 def run(objective: str, floor: float, start: float) -> Run:
     """A loss that decays with some noise, 600 steps."""
     losses = tuple(
@@ -105,6 +115,7 @@ def facts(**changes: Any) -> ReportFacts:
         student=arm(0.512, 0.704, 3.61),
         untrained=arm(10.3, 0.024, 48211.0),
         control=arm(0.741, 0.642, 4.12),
+        differences={},
         evaluation=Evaluation(200, 15_873, 1000, 0.95),
         speed=Speeds(
             Speed(61.4, 402.0, 312_000_000, 144_800_000, "llama.cpp (xllamacpp) 2026.10", "q8_0"),
@@ -160,4 +171,9 @@ def facts(**changes: Any) -> ReportFacts:
         machine={"processor": "Intel(R) Xeon(R) Platinum", "cores": 2, "torch": "2.13.0"},
         recipe={"name": "support", "seed": 0},
     )  # fmt: skip
-    return dataclasses.replace(whole, **changes)
+    changed = dataclasses.replace(whole, **changes)
+    if "differences" in changes:
+        return changed
+    arms = {"untrained": changed.untrained, "control": changed.control}
+    found = {name: difference(changed.student, one) for name, one in arms.items() if one}
+    return dataclasses.replace(changed, differences=found)

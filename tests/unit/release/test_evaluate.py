@@ -9,11 +9,13 @@ import torch
 import training
 
 from overproof.core.config import EvaluateConfig
-from overproof.release.evaluate import evaluate, interval
+from overproof.release.evaluate import evaluate
+from overproof.release.tally import DIFFERENCES, Estimate, Tally, summary
 from overproof.student import shape
 from overproof.student.examples import respell
 from overproof.student.vocabulary import Vocabulary
 
+ARMS = ("student", "control")
 MEASURES = ("kl_nats_per_token", "top1_agreement", "perplexity")
 
 
@@ -71,7 +73,12 @@ def test_intervals_hold_the_value_and_repeat(teacher) -> None:
     models = {"student": tiny.model(seed=1), "untrained": tiny.model(seed=2)}
     found = measure(teacher, training.vocabulary(), models)
     assert found == measure(teacher, training.vocabulary(), models)
-    assert set(found) == {"teacher", "student", "untrained"}
+    assert set(found) == {"teacher", "student", "untrained", DIFFERENCES}
+    for key in MEASURES:
+        parts = [found[name][key]["value"] for name in models]
+        paired = found[DIFFERENCES]["untrained"][key]
+        assert paired["value"] == pytest.approx(parts[0] - parts[1])
+        assert paired["low"] <= paired["value"] <= paired["high"]
     for name in models:
         for key in MEASURES:
             part = found[name][key]
@@ -126,7 +133,31 @@ def test_a_spelling_longer_than_a_sequence_is_not_left_out(teacher) -> None:
 def test_the_interval_is_the_percentile_bootstrap() -> None:
     sums, tokens = np.array([1.0, 6.0]), np.array([1.0, 2.0])
     draws = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
-    got = interval(sums, tokens, draws, 1.0)
+    got = Estimate.of(sums, tokens, draws).interval(1.0)
     assert got == {"value": 7 / 3, "low": 1.0, "high": 3.0}
-    equal = interval(np.array([2.0, 2.0]), np.ones(2), draws, 0.95)
-    assert equal == {"value": 2.0, "low": 2.0, "high": 2.0}
+    equal = Estimate.of(np.array([2.0, 2.0]), np.ones(2), draws, np.exp).interval(0.95)
+    assert equal == {"value": math.exp(2), "low": math.exp(2), "high": math.exp(2)}
+
+
+def test_a_difference_is_paired() -> None:
+    """Prompts that are hard for both arms spread their means, not their difference."""
+    rng, tallies = np.random.default_rng(0), {name: Tally() for name in ("teacher", *ARMS)}
+    for hardness in rng.uniform(0, 1, 200):
+        for name, tally in tallies.items():
+            better = {"student": 0.0, "control": 0.05, "teacher": -hardness}[name]
+            tally.add(float(hardness + better) * 10, 10.0, np.arange(10) < 10 * (1 - hardness))
+    found = summary(tallies, EvaluateConfig(), seed=0)
+    kl = "kl_nats_per_token"
+    assert found["student"][kl]["high"] > found["control"][kl]["low"]
+    assert found[DIFFERENCES]["control"][kl]["value"] == pytest.approx(-0.05)
+    assert found[DIFFERENCES]["control"][kl]["high"] == pytest.approx(-0.05)
+    assert set(found[DIFFERENCES]) == {"control"}
+
+
+def test_the_number_of_processes_does_not_show(teacher, monkeypatch) -> None:
+    models = {"student": tiny.model(seed=1)}
+    found = []
+    for cores in (1, 2, 3):
+        monkeypatch.setattr("overproof.core.device.cores", lambda cores=cores: cores)
+        found.append(measure(teacher, training.vocabulary(), models, count=40))
+    assert found[0] == found[1] == found[2]

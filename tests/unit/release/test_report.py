@@ -316,13 +316,22 @@ def test_the_headline_names_the_measures_it_rests_on() -> None:
     assert any("no difference is shown" in sentence for sentence in found.sentences)
 
 
-def test_intervals_that_touch_overlap() -> None:
-    touching = conclude(
-        report_facts.facts(
-            student=Arm(Interval(0.5, 0.4, 0.6)), control=Arm(Interval(0.7, 0.6, 0.8))
-        )
-    )
-    assert touching.outcome == "not shown"
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [(-0.2, -0.01, "helped"), (-0.2, 0.0, "not shown"), (0.0, 0.2, "not shown"), (0.01, 1, "hurt")],
+)
+def test_the_paired_difference_decides(low: float, high: float, outcome: str) -> None:
+    """The arms' own intervals overlap in each case: hard prompts are hard for both."""
+    own = Arm(Interval(0.5, 0.1, 0.9))
+    paired = {"control": Arm(Interval((low + high) / 2, low, high))}
+    facts = report_facts.facts(student=own, control=own, differences=paired)
+    assert conclude(facts).outcome == outcome
+
+
+def test_a_difference_is_shown_with_its_sign() -> None:
+    sentences = conclude(report_facts.facts()).sentences
+    assert "prompt by prompt −0.229 [" in sentences[0]
+    assert "prompt by prompt +6.2 [+3.2, +9.2] points; the student is better" in sentences[1]
 
 
 def test_perplexity_below_the_teachers_own_does_not_count() -> None:
