@@ -106,6 +106,9 @@ class EvaluateConfig(Section):
     bootstrap: Positive = Field(1000, description="resamples of the held-out prompts")
     confidence: Fraction = Field(0.95, description="mass of the intervals")
     answers: Positive = Field(6, description="side-by-side answers shown in the report")
+    exact: bool = Field(
+        False, description="every product in fp32, also where bf16 is faster; about twice the time"
+    )
 
 
 class ExportConfig(Section):

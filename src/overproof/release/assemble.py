@@ -114,6 +114,7 @@ def collect(
             result["tokens"],
             recipe.evaluate.bootstrap,
             recipe.evaluate.confidence,
+            result["products"],
         ),
         speed=f.Speeds(
             *(

@@ -32,9 +32,12 @@ from overproof.release.tally import TEACHER, Tally, summary  # noqa: E402
 from overproof.student.examples import NO_TARGET, StudentExample, respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.signals import answer_logits, model_inputs  # noqa: E402
+from overproof.teacher.forward import layers_dtype, logits_at, mixed  # noqa: E402
+from overproof.teacher.signals import answer_logits  # noqa: E402
 
 GROUP = 16  # examples scored together: bounds the memory of the teacher's full distributions
+PRODUCTS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+SEQUENCES = 8  # packed sequences that go through a model together
 Json = dict[str, Any]
 
 
@@ -80,11 +83,13 @@ def evaluate(
         meter: counts examples.
 
     Returns:
-        what `tally.summary` says.
+        what `tally.summary` says, and under `products` the type that the layers multiplied in.
 
     Raises:
         StageError: a worker died.
     """
+    if not config.exact:
+        teacher, models = mixed(teacher), {name: mixed(model) for name, model in models.items()}
     measured = Measured(teacher, tuple(prefix), vocabulary, models, length)
     # 1.
     groups = [(start, examples[start : start + GROUP]) for start in range(0, len(examples), GROUP)]
@@ -107,7 +112,7 @@ def evaluate(
         for name, tally in parts[start].items():
             whole[name].extend(tally)
     # 3.
-    return summary(whole, config, seed)
+    return summary(whole, config, seed) | {"products": PRODUCTS[layers_dtype(teacher)]}
 
 
 def _work(
@@ -126,7 +131,7 @@ def _work(
 def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
     """The sums of a group of examples for the teacher and each model.
 
-    1. The teacher's full distributions, in fp32.
+    1. The teacher's full distributions; head and softmax in fp32.
     2. Each model's log-probabilities at the same places.
     """
     # 1.
@@ -169,25 +174,17 @@ def _tally_teacher(truth_NU: Tensor, group: Sequence[Example]) -> Tally:
     return tally
 
 
-@torch.inference_mode()
 def _scores(
     model: Any, head: Sequence[int], respelled: Sequence[StudentExample], length: int
 ) -> list[Tensor]:
     """Each example's log-probabilities at its places with a target, in order, (S, V)."""
     packed = pack(head, [one.tokens for one in respelled], _fit(head, respelled, length))
-    wanted = np.concatenate([_targets(one) for one in respelled])
-    number = np.cumsum(wanted) - 1
-    rows: Tensor | None = None
-    for start in range(0, len(packed.tokens_RT), 8):
-        batch = packed.rows(slice(start, start + 8))
-        picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
-        hidden = model.model(**model_inputs(batch, model.dtype)).last_hidden_state
-        logits = model.lm_head(hidden[torch.from_numpy(picked)]).float()
-        if rows is None:
-            rows = torch.empty(int(wanted.sum()), logits.shape[1])
-        rows[torch.from_numpy(number[batch.source_RT[picked]])] = torch.log_softmax(logits, -1)
     sizes = [int(_targets(one).sum()) for one in respelled]
-    return list(rows.split(sizes)) if rows is not None else []
+    wanted = np.concatenate([_targets(one) for one in respelled])
+    rows = torch.empty(sum(sizes), model.config.vocab_size)
+    for where, logits in logits_at(model, packed, wanted, SEQUENCES):
+        rows[torch.from_numpy(where)] = torch.log_softmax(logits.float(), dim=-1)
+    return list(rows.split(sizes))
 
 
 def _fit(head: Sequence[int], respelled: Sequence[StudentExample], length: int) -> int:

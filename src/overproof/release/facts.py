@@ -50,12 +50,14 @@ class Evaluation:
         tokens: positions of the teacher's answers.
         resamples: bootstrap resamples.
         confidence: of every interval, 0 to 1.
+        products: the type in which the models' layers multiplied, `bf16` or `fp32`.
     """
 
     prompts: int
     tokens: int
     resamples: int
     confidence: float
+    products: str
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def evaluation(
         return {
             name: {key: value for key, value in result[name].items() if key != BY_POSITION}
             for name in (TEACHER, *arms)
-        } | {DIFFERENCES: result[DIFFERENCES]}
+        } | {key: result[key] for key in ("products", DIFFERENCES)}
 
     config = {
         "evaluate": recipe.evaluate.model_dump(),

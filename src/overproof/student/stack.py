@@ -9,7 +9,7 @@ from torch import Tensor
 
 from overproof.core.errors import StageError
 from overproof.data.pack import Packed
-from overproof.teacher.signals import model_inputs
+from overproof.teacher.forward import model_inputs
 
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 

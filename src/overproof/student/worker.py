@@ -21,7 +21,7 @@ from overproof.student.examples import TrainSet
 from overproof.student.flat import Flat
 from overproof.student.losses import chunked_bucket_kl
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
-from overproof.teacher.signals import model_inputs
+from overproof.teacher.forward import model_inputs
 
 PLACES = 128  # positions of a loss come in multiples of this
 

@@ -3,7 +3,7 @@
 Kept a position: the `top_k` most likely tokens with their log-probabilities, and the log of the
 mass of all others (the tail), without which a truncated divergence is none.
 
-Shape suffixes: N positions, K kept tokens, R sequences, T tokens, D width, V vocabulary.
+Shape suffixes: N positions, K kept tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
-from overproof.data.pack import Packed, pack  # noqa: E402
+from overproof.data.pack import pack  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.forward import logits_at  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 
 BATCH_SEQUENCES = 4  # their logits, 1,024 x 49,152 in fp32, take 200 MB
@@ -55,19 +56,6 @@ class Signals:
     tail_N: Tensor
 
 
-def model_inputs(batch: Packed, dtype: torch.dtype) -> dict[str, Tensor | bool]:
-    """Arguments of a transformers model for packed sequences."""
-    allowed_RTT = torch.from_numpy(batch.mask_RTT())
-    mask = torch.zeros(allowed_RTT.shape, dtype=dtype)
-    mask.masked_fill_(~allowed_RTT, torch.finfo(dtype).min)
-    return {
-        "input_ids": torch.from_numpy(batch.tokens_RT),
-        "attention_mask": mask[:, None],
-        "position_ids": torch.from_numpy(batch.positions_RT),
-        "use_cache": False,
-    }
-
-
 def answer_mask(examples: Sequence[Example]) -> NDArray[np.bool_]:
     """Over the concatenation of all examples' tokens: is the successor part of the answer?"""
     wanted = np.zeros(sum(len(example.tokens) for example in examples), np.bool_)
@@ -78,27 +66,15 @@ def answer_mask(examples: Sequence[Example]) -> NDArray[np.bool_]:
     return wanted
 
 
-@torch.inference_mode()
 def answer_logits(
     model: Any,
     prefix: Sequence[int],
     examples: Sequence[Example],
     length: int,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Logits at every answer position, in batches of packed sequences.
-
-    Yields:
-        indices of the positions among all answer positions of `examples`, and their logits
-        (positions, V) in the model's type.
-    """
+    """Logits at every answer position of the examples, see `forward.logits_at`."""
     packed = pack(prefix, [example.tokens for example in examples], length)
-    wanted = answer_mask(examples)
-    number = np.cumsum(wanted) - 1
-    for start in range(0, len(packed.tokens_RT), BATCH_SEQUENCES):
-        batch = packed.rows(slice(start, start + BATCH_SEQUENCES))
-        picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
-        hidden_RTD = model.model(**model_inputs(batch, model.dtype)).last_hidden_state
-        yield number[batch.source_RT[picked]], model.lm_head(hidden_RTD[torch.from_numpy(picked)])
+    return logits_at(model, packed, answer_mask(examples), BATCH_SEQUENCES)
 
 
 def shard_signals(

@@ -207,6 +207,9 @@ class Evaluation(Open):
     teacher: Arm | None = None
     untrained: Arm | None = None
     control: Arm | None = None
+    products: str | None = Field(
+        None, description="type in which the models' layers multiplied, bf16 or fp32"
+    )
     differences: dict[str, Arm] = Field(
         {}, description="the student less untrained and control, paired prompt by prompt"
     )

@@ -7,7 +7,7 @@ import torch
 
 from overproof.core.errors import UsageError
 from overproof.data.pack import PADDING, PREFIX, pack
-from overproof.teacher.signals import model_inputs
+from overproof.teacher.forward import model_inputs
 
 HEAD = (5, 6, 7)
 

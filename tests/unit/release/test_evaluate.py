@@ -9,6 +9,7 @@ import torch
 import training
 
 from overproof.core.config import EvaluateConfig
+from overproof.core.device import Processor
 from overproof.release.evaluate import evaluate
 from overproof.release.tally import DIFFERENCES, Estimate, Tally, summary
 from overproof.student import shape
@@ -31,7 +32,7 @@ def measure(teacher, vocabulary: Vocabulary, models, count: int = 30, seed: int 
         tiny.examples(count, seed=seed),
         vocabulary,
         models,
-        EvaluateConfig(**({"bootstrap": 200} | changes)),
+        EvaluateConfig(**({"bootstrap": 200, "exact": True} | changes)),
         seed=1,
         length=training.ROOM,
         meter=tiny.meter(),
@@ -69,11 +70,26 @@ def test_the_numbers_are_those_of_the_definition(teacher) -> None:
     assert found["perplexity"]["value"] == pytest.approx(math.exp(nll / count), rel=1e-4)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_layers_in_bf16_change_little(teacher, monkeypatch, fast: bool) -> None:
+    processor = Processor("a processor", frozenset({"amx_bf16"} if fast else ()))
+    monkeypatch.setattr("overproof.core.device.processor", lambda: processor)
+    models = {"student": tiny.model(seed=1)}
+    exact = measure(teacher, training.vocabulary(), models)
+    found = measure(teacher, training.vocabulary(), models, exact=False)
+    assert exact["products"] == "fp32"
+    assert found["products"] == ("bf16" if fast else "fp32")
+    assert (found["student"] == exact["student"]) is not fast
+    for key in MEASURES:
+        wanted = exact["student"][key]["value"]
+        assert found["student"][key]["value"] == pytest.approx(wanted, rel=0.02)
+
+
 def test_intervals_hold_the_value_and_repeat(teacher) -> None:
     models = {"student": tiny.model(seed=1), "untrained": tiny.model(seed=2)}
     found = measure(teacher, training.vocabulary(), models)
     assert found == measure(teacher, training.vocabulary(), models)
-    assert set(found) == {"teacher", "student", "untrained", DIFFERENCES}
+    assert set(found) == {"teacher", "student", "untrained", DIFFERENCES, "products"}
     for key in MEASURES:
         parts = [found[name][key]["value"] for name in models]
         paired = found[DIFFERENCES]["untrained"][key]

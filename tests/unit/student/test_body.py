@@ -11,7 +11,7 @@ from overproof.data.pack import pack
 from overproof.student import body as module
 from overproof.student.body import FusedBody, PlainBody, make_body
 from overproof.student.flat import Flat
-from overproof.teacher.signals import model_inputs
+from overproof.teacher.forward import model_inputs
 
 
 def flattened(model, dtype: torch.dtype):

@@ -53,7 +53,7 @@ def test_the_measured_divergence_is_that_of_the_model_without_the_layers(
     teacher, calibration
 ) -> None:
     from overproof.student.losses import bucket_kl
-    from overproof.teacher.signals import model_inputs
+    from overproof.teacher.forward import model_inputs
 
     kept, removals = choose_layers(teacher, config(layers=3), calibration, tiny.meter())
     smaller = tiny.model(layers=LAYERS)

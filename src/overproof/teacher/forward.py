@@ -1,0 +1,87 @@
+"""A causal language model of transformers over packed sequences.
+
+Shape suffixes: N positions, R sequences, T tokens of a sequence, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from overproof.data.pack import Packed  # noqa: E402
+
+
+def model_inputs(batch: Packed, dtype: torch.dtype) -> dict[str, Tensor | bool]:
+    """Arguments of a transformers model for packed sequences."""
+    allowed_RTT = torch.from_numpy(batch.mask_RTT())
+    mask = torch.zeros(allowed_RTT.shape, dtype=dtype)
+    mask.masked_fill_(~allowed_RTT, torch.finfo(dtype).min)
+    return {
+        "input_ids": torch.from_numpy(batch.tokens_RT),
+        "attention_mask": mask[:, None],
+        "position_ids": torch.from_numpy(batch.positions_RT),
+        "use_cache": False,
+    }
+
+
+def mixed(model: Any) -> Any:
+    """A copy whose layers multiply in bf16; embedding, norms, residual stream and head stay fp32.
+
+    Everything but the layers' matrices is shared with the model. Where the processor multiplies
+    bf16 no faster than fp32, the model itself. `logits_at` runs both.
+    """
+    if not device.processor().bf16:
+        return model
+    products = [part for part in model.model.layers.modules() if isinstance(part, nn.Linear)]
+    inside = {id(one) for part in products for one in part.parameters()}
+    memo = {id(one): one for one in model.parameters() if id(one) not in inside}
+    found = copy.deepcopy(model, memo)
+    for part in found.model.layers.modules():
+        if isinstance(part, nn.Linear):
+            part.to(torch.bfloat16)
+    return found
+
+
+def layers_dtype(model: Any) -> torch.dtype:
+    """The type that the model's layers multiply in."""
+    parts = model.model.layers.modules()
+    found = next((part.weight.dtype for part in parts if isinstance(part, nn.Linear)), model.dtype)
+    return torch.bfloat16 if found == torch.bfloat16 else torch.float32
+
+
+@torch.inference_mode()
+def logits_at(
+    model: Any, packed: Packed, wanted_N: NDArray[np.bool_], sequences: int
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Logits at the wanted positions, in batches of packed sequences.
+
+    Args:
+        model: one type throughout, or `mixed`.
+        wanted_N: which positions, over the concatenation of all packed examples.
+        sequences: of a batch; bounds the memory.
+
+    Yields:
+        numbers of the positions among all wanted ones, and their logits (positions, V) in the
+        type of the model's head.
+    """
+    number_N = np.cumsum(wanted_N) - 1
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=layers_dtype(model) != model.dtype)
+    for start in range(0, len(packed.tokens_RT), sequences):
+        batch = packed.rows(slice(start, start + sequences))
+        picked_RT = (batch.source_RT >= 0) & wanted_N[batch.source_RT]
+        with autocast:
+            hidden_RTD = model.model(**model_inputs(batch, model.dtype)).last_hidden_state
+        yield (
+            number_N[batch.source_RT[picked_RT]],
+            model.lm_head(hidden_RTD[torch.from_numpy(picked_RT)]),
+        )
