@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -43,25 +45,12 @@ def spread(
     name: str,
     hint: str,
 ) -> Iterator[Any]:
-    """Run one worker for each share and yield what they put into the queue; see `collect`.
+    """Run one worker for each share, yield what they put into their queue, and end them.
+
+    A worker whose parent is gone ends at once: nobody waits for what it does.
 
     Args:
         work: a function of a module; it gets a share's values and then the queue.
-    """
-    results: Any = CONTEXT.Queue()
-    processes = [
-        CONTEXT.Process(target=work, args=(*share, results), daemon=True) for share in shares
-    ]
-    return collect(processes, results, count, name=name, hint=hint)
-
-
-def collect(
-    processes: Sequence[BaseProcess], results: Any, count: int, *, name: str, hint: str
-) -> Iterator[Any]:
-    """Start workers, yield what they put into `results`, and end them.
-
-    Args:
-        results: a queue of the same multiprocessing context.
         count: results that they put together.
         name: what a worker is called, such as "a training worker".
         hint: what to do when one dies.
@@ -69,6 +58,11 @@ def collect(
     Raises:
         StageError: a worker died before the last result.
     """
+    results: Any = CONTEXT.Queue()
+    processes = [
+        CONTEXT.Process(target=_watched, args=(work, *share, results), daemon=True)
+        for share in shares
+    ]
     start(processes)
     try:
         for _ in range(count):
@@ -78,6 +72,18 @@ def collect(
         _require_alive(processes, name, hint)
     finally:
         _end(processes)
+
+
+def _watched(work: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = mp.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _next(processes: Sequence[BaseProcess], results: Any, name: str, hint: str) -> Any:

@@ -10,7 +10,6 @@ S answer positions of the student (first pieces and later ones).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,11 +119,8 @@ def _work(
 ) -> None:
     """A worker: one thread, its share of the groups."""
     torch.set_num_threads(1)
-    parent = os.getppid()
     for start, group in groups:
         tallies = measure(measured, group)
-        if os.getppid() != parent:
-            return  # the run was killed; nobody waits for this worker
         results.put((start, tallies))
 
 

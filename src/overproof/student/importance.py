@@ -8,7 +8,6 @@ Shape suffixes: R sequences, T tokens, P positions with a target, D width, K kep
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,7 +119,6 @@ def _work(
 ) -> None:
     """Try every candidate of the own share; all workers then drop the same one."""
     torch.set_num_threads(1)
-    parent = os.getppid()
     stack = Stack(teacher, calibration.batch)
     kept = list(range(len(teacher.model.layers)))
     while len(kept) > keep:
@@ -133,8 +131,6 @@ def _work(
         if rank == 0:
             results.put((layer, float(scores[layer])))
         barrier.wait(BARRIER_SECONDS)
-        if os.getppid() != parent:
-            return
         kept.remove(layer)
 
 

@@ -12,7 +12,6 @@ of the workers, so a run that was killed and resumed ends in the same bits.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -151,10 +150,9 @@ def _work(
     """A worker's loop.
 
     1. Gradients of the own rows. 2. Sum the owned ones. 3. Update. 4. Checkpoint when due.
-    Between them all workers meet; a parent that is gone ends the run.
+    Between them all workers meet.
     """
     torch.set_num_threads(1)
-    parent = os.getppid()
     data = TrainSet.map(folder / "examples")
     worker = Worker(rank, workers, shared, config, data)
     losses, tokens = list[float](), 0
@@ -168,8 +166,6 @@ def _work(
         if step < start:
             continue
         barrier.wait(BARRIER_SECONDS)
-        if os.getppid() != parent:
-            return
         worker.gradients(batch)
         barrier.wait(BARRIER_SECONDS)
         worker.gather()

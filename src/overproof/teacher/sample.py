@@ -337,8 +337,5 @@ def _work(
 ) -> None:
     """A worker: one thread, its share of the requests."""
     torch.set_num_threads(1)
-    parent = os.getppid()
     for request, tokens in Sampler(model, prefix, drawing, places).draw(requests):
-        if os.getppid() != parent:
-            return  # the run was killed; nobody waits for this worker
         results.put((request.key, tokens))

@@ -8,7 +8,6 @@ Shape suffixes: N positions, K kept tokens, V vocabulary.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +155,6 @@ def _work(
 ) -> None:
     """A worker: one thread, its share of the shards."""
     torch.set_num_threads(1)
-    parent = os.getppid()
     for path, examples in shards:
         signals = shard_signals(model, prefix, examples, length, top_k)
         temporary = path.with_suffix(".tmp")
@@ -169,8 +167,6 @@ def _work(
             temporary,
         )
         temporary.replace(path)
-        if os.getppid() != parent:
-            return  # the run was killed; nobody waits for this worker
         results.put(_tokens(examples))
 
 

@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,48 +66,72 @@ def count(first: int, last: int, results: multiprocessing.Queue[int]) -> None:
         results.put(number)
 
 
-def die(results: multiprocessing.Queue[int]) -> None:
+def one_counts_one_waits(role: str, pids: list[int], results: multiprocessing.Queue[int]) -> None:
+    """`pids`: where each role writes its process number."""
+    pids[role == "waits"] = os.getpid()
+    if role == "waits":
+        time.sleep(PATIENCE)
     results.put(1)
-    results.close()
-    results.join_thread()
-    os._exit(7)
+    if role == "dies":
+        results.close()
+        results.join_thread()
+        os._exit(7)
+
+
+def spread(*roles: str) -> tuple[Iterator[int], list[int]]:
+    pids: Any = workers.CONTEXT.Array("q", 2)
+    shares = [(role, pids) for role in roles]
+    hint = "give it more memory"
+    return workers.spread(one_counts_one_waits, shares, 2, name="a counter", hint=hint), pids
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "Z"  # whoever took the orphan has yet to reap it
 
 
 def test_results_of_all_workers_are_collected() -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=count, args=(first, first + 3, results)) for first in (0, 3)
-    ]
-    found = list(workers.collect(processes, results, 6, name="a counter", hint="none"))
-    assert sorted(found) == [0, 1, 2, 3, 4, 5]
-    assert [process.exitcode for process in processes] == [0, 0]
+    shares = [(0, 3), (3, 6)]
+    assert sorted(workers.spread(count, shares, 6, name="a counter", hint="none")) == list(range(6))
 
 
 def test_a_worker_that_dies_is_told_after_its_last_result() -> None:
-    context = multiprocessing.get_context("spawn")
-    results, ready = context.Queue(), context.Event()
-    waiting = context.Process(target=work, args=(ready,))
-    dying = context.Process(target=die, args=(results,))
-    found = workers.collect(
-        [dying, waiting], results, 2, name="a counter", hint="give it more memory"
-    )
+    found, pids = spread("dies", "waits")
     assert next(found) == 1
     with pytest.raises(StageError, match="a counter ended early") as caught:
         next(found)
     assert "exit code 7" in caught.value.render()
     assert "give it more memory" in caught.value.render()
-    assert waiting.exitcode == -signal.SIGTERM
+    assert not pids[1] or gone(pids[1])
 
 
 def test_leaving_early_ends_the_workers() -> None:
-    context = multiprocessing.get_context("spawn")
-    results, ready = context.Queue(), context.Event()
-    processes = [
-        context.Process(target=count, args=(0, 1, results)),
-        context.Process(target=work, args=(ready,)),
-    ]
-    found = workers.collect(processes, results, 2, name="a counter", hint="none")
-    assert next(found) == 0
-    found.close()
-    assert processes[1].exitcode == -signal.SIGTERM
+    found, pids = spread("counts", "waits")
+    assert next(found) == 1
+    found.close()  # type: ignore[attr-defined]
+    assert not pids[1] or gone(pids[1])
+
+
+def orphan(pids: list[int]) -> None:
+    """A parent that is killed while its worker works."""
+    shares = [("counts", pids), ("waits", pids)]
+    for _ in workers.spread(one_counts_one_waits, shares, 2, name="a counter", hint="none"):
+        while not pids[1]:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    pids: Any = workers.CONTEXT.Array("q", 2)
+    parent = workers.CONTEXT.Process(target=orphan, args=(pids,))
+    parent.start()
+    parent.join(PATIENCE)
+    assert parent.exitcode == -signal.SIGKILL
+    deadline = time.monotonic() + PATIENCE / 2
+    while not gone(pids[1]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(pids[1])
