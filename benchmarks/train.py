@@ -118,7 +118,7 @@ def main() -> None:
     )
     teacher = local.load(recipe.teacher.model)
     answers = read(artifact.load(stages / "samples"))
-    start = initial.load(stages / "initial", teacher)
+    start = initial.load(stages / "initial")
     signals = read_signals(stages / "signals")
     data = build_train_set(answers.prefix, answers.train, start.vocabulary, signals)
     budget = answer_tokens(data, recipe)

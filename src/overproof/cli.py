@@ -320,8 +320,13 @@ def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask.")],
     max_tokens: Annotated[int, typer.Option(metavar="TOKENS", help="Longest answer.")] = 256,
     temperature: Annotated[
-        float, typer.Option(metavar="FLOAT", help="0 takes the most likely token each time.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="0 takes the most likely token each time. Default: as the teacher's answers "
+            "were drawn.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="INT", help="Seed of the draws.")] = 0,
     as_json: Json = False,
 ) -> int:

@@ -7,7 +7,6 @@ import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from overproof.core import config as recipes
 from overproof.core import device
@@ -101,12 +100,12 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
     cached = signals.cache(load, samples, recipe, teacher, store)
     start = initial.initial(load, samples, cached, recipe, teacher, store)
-    student = arms.student(load, start, samples, cached, recipe, store)
-    control = arms.control(load, start, samples, recipe, store) if recipe.train.control else None
+    student = arms.student(start, samples, cached, recipe, store)
+    control = arms.control(start, samples, recipe, store) if recipe.train.control else None
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
     evaluation = quality.evaluation(load, samples, measured, recipe, teacher, store)
-    texts = quality.heldout_texts(load, samples, start)
+    texts = quality.heldout_texts(samples, start)
     builds = export(student, recipe.export, texts, store=store, source=samples)
     speed = quality.speed(load, builds, teacher, store)
 
@@ -114,7 +113,7 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, initial=start,
         student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
-    return publish(parts, recipe, decision, plan, load, teacher, out, signer)
+    return publish(parts, recipe, decision, plan, teacher, out, signer)
 
 
 def _certify(
@@ -152,7 +151,6 @@ def publish(
     recipe: Recipe,
     decision: gate.Decision,
     plan: obligations.Plan,
-    load: Any,
     teacher: Resource,
     out: Path,
     signer: keys.PrivateKey,
@@ -163,19 +161,13 @@ def publish(
         note(plan.message)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    body = load().model
-    shape = {
-        "parameters": load().parameters,
-        "layers": body.config.num_hidden_layers,
-        "vocabulary": body.config.vocab_size,
-    }
     predicates = _predicates(parts, decision, plan)
     proof = Proof(
         signer=signer.public.hint,
         statements=len(parts.chain) + len(predicates) + 1,
         command=f"overproof verify {final} --signer {signer_file(signer)}",
     )
-    assemble.write(partial, parts, recipe, decision, plan, teacher, shape, proof)
+    assemble.write(partial, parts, recipe, decision, plan, teacher, proof)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(
         partial, artifacts=parts.chain, predicates=predicates, signer=signer, name=plan.name

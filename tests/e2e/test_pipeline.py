@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import tiny_teacher as tiny
 
+from overproof import pipeline
+
 SOURCE = Path(__file__).parents[2] / "src"
 SETTINGS = (
     "sample.prompts=60",
@@ -174,6 +176,17 @@ def test_a_second_run_keeps_every_stage(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "done in" not in done.stderr
     assert (place / "out/release/report.json").read_bytes() == before
+
+
+def test_a_second_run_loads_no_teacher(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(name: str) -> None:
+        raise AssertionError(f"{name} was loaded, though every stage is kept")
+
+    monkeypatch.setattr("overproof.teacher.local.load", loaded)
+    settings = pipeline.Config(
+        out=place / "out", key=place / "keys/tester.key", overrides=tuple(SETTINGS)
+    )
+    assert pipeline.run(settings).exit_code == 0
 
 
 def test_a_teacher_whose_terms_forbid_it_is_refused_before_it_speaks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +25,8 @@ class Config(Section):
     release: Path = Field(description="folder of the release")
     question: str = Field(description="what the user says")
     max_tokens: Positive = Field(256, description="longest answer, tokens")
-    temperature: Annotated[float, Field(ge=0.0)] = Field(
-        0.0, description="0 takes the most likely token each time"
+    temperature: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="0 takes the most likely token each time; unset: as the release advises"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the draws")
 
@@ -89,11 +89,13 @@ def run(config: Config, stream: Callable[[str], None] | None = None) -> Result:
         messages.insert(0, {"role": "system", "content": system})
     # 3.
     with Engine(build) as engine:
+        sampling = replace(engine.header.sampling, seed=config.seed)
+        if config.temperature is not None:
+            sampling = replace(sampling, temperature=config.temperature)
         answer = engine.chat(
             messages,
             max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
+            sampling=sampling,
             stream=stream,
         )
     return Result(

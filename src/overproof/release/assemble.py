@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,18 +54,16 @@ def write(
     decision: Decision,
     plan: Plan,
     teacher: Resource,
-    parameters: Mapping[str, int],
     proof: f.Proof,
 ) -> None:
     """Fill an empty folder with all of a release but its proof.
 
     Args:
-        parameters: of `teacher`: parameters, layers, vocabulary.
         plan: name, notices and card lines that the teacher's terms ask for.
     """
     _copy(parts.student, folder / "model")
     _copy(parts.export, folder / "export")
-    facts = collect(parts, recipe, decision, plan, teacher, parameters, proof)
+    facts = collect(parts, recipe, decision, plan, teacher, proof)
     write_report(facts, folder)
     licence = facts.teacher_model.licence or "other"
     write_card(facts, folder, licence=licence, card_lines=plan.card_lines)
@@ -88,7 +86,6 @@ def collect(
     decision: Decision,
     plan: Plan,
     teacher: Resource,
-    shape: Mapping[str, int],
     proof: f.Proof,
 ) -> f.ReportFacts:
     """Everything the report shows, from the stages' manifests."""
@@ -123,7 +120,7 @@ def collect(
             )
         ),
         sizes=f.Sizes(
-            f.Size(shape["parameters"], shape["layers"], shape["vocabulary"]),
+            f.Size(**parts.initial.facts["teacher"]),
             f.Size(
                 parts.initial.facts["parameters"],
                 len(parts.initial.facts["kept_layers"]),
@@ -134,7 +131,7 @@ def collect(
             _run(parts.student, "forward KL to the teacher's cached distributions"),
             _run(parts.control, "cross-entropy on the teacher's text") if parts.control else None,
         ),
-        importance=_importance(parts.initial, recipe, shape["layers"]),
+        importance=_importance(parts.initial, recipe),
         method=_method(parts, recipe),
         agreement_by_position=f.AgreementByPosition(
             *(
@@ -195,13 +192,13 @@ def _run(artifact: Artifact, objective: str) -> f.Run:
     )
 
 
-def _importance(initial: Artifact, recipe: Recipe, layers: int) -> f.Importance:
+def _importance(initial: Artifact, recipe: Recipe) -> f.Importance:
     removed = {
         row["layer"]: (order, row["kl_nats_per_token"])
         for order, row in enumerate(initial.facts["removals"], start=1)
     }
     rows = []
-    for layer in range(layers):
+    for layer in range(initial.facts["teacher"]["layers"]):
         order, score = removed.get(layer, (None, None))
         rows.append(f.Layer(layer, layer in initial.facts["kept_layers"], score, order))
     return f.Importance(

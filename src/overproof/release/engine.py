@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,27 @@ DEFAULT_CONTEXT = 2048  # tokens; the demo's conversations have under 300
 PLAIN = re.compile(r"[A-Za-z]+")
 SILENT = -1  # llama.cpp's verbosity below errors: failures are told by our own exceptions
 FORCE = 1e4  # added to a logit to make the engine draw that token
-TOP_K = 64  # sampling from this many most likely tokens, as the teacher's answers were drawn
+# As in transformers: the temperature acts first. llama.cpp on its own would cut by top-p before.
+SAMPLERS = ("temperature", "top_k", "top_p")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: 0 takes the most likely token each time.
+        top_k: draw from this many most likely tokens; 0 means from all.
+        top_p: draw from the tokens that reach this mass.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -54,7 +74,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Header:
-    """The tokenizer in a GGUF header.
+    """The tokenizer in a GGUF header, and how its makers advise to sample.
 
     Attributes:
         tokens: text of each token by id.
@@ -62,6 +82,7 @@ class Header:
         letter: id of a token of plain letters.
         first: text of the token that begins a text, where there is one.
         adds_first: whether the engine puts it there.
+        sampling: `general.sampling.*`; the most likely token each time where the file is silent.
     """
 
     tokens: tuple[str, ...]
@@ -69,6 +90,7 @@ class Header:
     letter: int
     first: str | None
     adds_first: bool
+    sampling: Sampling
 
 
 def read_header(file: Path) -> Header:
@@ -77,7 +99,7 @@ def read_header(file: Path) -> Header:
     Raises:
         StageError: no GGUF file, or one without tokenizer or end of turn.
     """
-    from gguf import GGUFReader
+    from gguf import GGUFReader, Keys
 
     try:
         reader = GGUFReader(file)
@@ -85,17 +107,29 @@ def read_header(file: Path) -> Header:
         raise StageError(f"{file} cannot be read as GGUF", details=[str(error)]) from error
 
     def value(name: str) -> Any:
-        field = reader.get_field(f"tokenizer.ggml.{name}")
+        field = reader.get_field(name)
         return None if field is None else field.contents()
 
-    tokens, end, first = value("tokens"), value("eos_token_id"), value("bos_token_id")
+    tokens, end = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.eos_token_id")
+    first = value("tokenizer.ggml.bos_token_id")
     if not tokens or end is None:
         raise StageError(
             f"{file} carries no tokenizer, or none that ends a turn", details=[f"end: {end}"]
         )
     letter = next((number for number, token in enumerate(tokens) if PLAIN.fullmatch(token)), end)
     text = None if first is None else str(tokens[first])
-    return Header(tuple(tokens), int(end), int(letter), text, bool(value("add_bos_token")))
+    return Header(
+        tuple(tokens),
+        int(end),
+        int(letter),
+        text,
+        bool(value("tokenizer.ggml.add_bos_token")),
+        Sampling(
+            float(value(Keys.General.SAMPLING_TEMP) or 0.0),
+            int(value(Keys.General.SAMPLING_TOP_K) or 0),
+            float(value(Keys.General.SAMPLING_TOP_P) or 1.0),
+        ),
+    )
 
 
 def version() -> Json:
@@ -193,8 +227,7 @@ class Engine:
         prompt: str | Sequence[int],
         *,
         max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
         stream: Callable[[str], None] | None = None,
         stop: bool = True,
     ) -> Answer:
@@ -203,7 +236,6 @@ class Engine:
         Args:
             prompt: text, control tokens included, or token ids.
             max_tokens: longest answer.
-            temperature: 0 takes the most likely token each time.
             stream: gets each piece of text as it is written.
             stop: end at the end-of-turn token; off to measure speed.
 
@@ -213,7 +245,7 @@ class Engine:
         request = {
             "prompt": prompt if isinstance(prompt, str) else [int(token) for token in prompt],
             "ignore_eos": not stop,
-            **_sampling(max_tokens, temperature, seed),
+            **_draw(max_tokens, sampling),
         }
         return self._ask(self._server.handle_completions, request, stream)
 
@@ -222,8 +254,7 @@ class Engine:
         messages: Sequence[Json],
         *,
         max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
         stream: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a conversation, formed by the chat template that the file carries.
@@ -234,7 +265,7 @@ class Engine:
         Raises:
             StageError: the engine refuses, or the conversation does not fit into the context.
         """
-        request = {"messages": list(messages), **_sampling(max_tokens, temperature, seed)}
+        request = {"messages": list(messages), **_draw(max_tokens, sampling)}
         return self._ask(self._server.handle_chat_completions, request, stream)
 
     def log_probs(self, tokens: Sequence[int], positions: Sequence[int]) -> Floats:
@@ -262,7 +293,7 @@ class Engine:
                 # A token that ends within a character is kept back, and its distribution with
                 # it: draw a letter instead. The distribution is taken before this has a say.
                 "logit_bias": [[self.header.letter, FORCE]],
-                **_sampling(1, 0.0, 0),
+                **_draw(1),
             }
         )
         rows = found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
@@ -291,10 +322,8 @@ class Engine:
             text = text.removeprefix(header.first)
         # The last token of a prompt is always read anew: the text gets one end more, so that
         # all of `tokens` and the first end can be recognised.
-        self._complete({"prompt": [*map(int, tokens), header.end], **_sampling(1, 0.0, 0)})
-        found = self._complete(
-            {"prompt": text + header.tokens[header.end] * 2, **_sampling(1, 0.0, 0)}
-        )
+        self._complete({"prompt": [*map(int, tokens), header.end], **_draw(1)})
+        found = self._complete({"prompt": text + header.tokens[header.end] * 2, **_draw(1)})
         known = int(found["usage"]["prompt_tokens_details"]["cached_tokens"])
         return None if known > len(tokens) else known
 
@@ -368,15 +397,12 @@ class Engine:
         return chunks
 
 
-def _sampling(max_tokens: int, temperature: float, seed: int) -> Json:
-    """Plain sampling from the model's distribution: none of llama.cpp's default filters."""
+def _draw(max_tokens: int, sampling: Sampling = GREEDY) -> Json:
+    """A request's settings: these, and none of llama.cpp's own defaults."""
     return {
         "max_tokens": max_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "top_k": TOP_K,
-        "top_p": 1.0,
-        "min_p": 0.0,
+        "samplers": list(SAMPLERS),
+        **asdict(sampling),
     }
 
 

@@ -48,7 +48,7 @@ def evaluation(
 
     def make(work: Work) -> Json:
         teacher, answers = load(), read(samples)
-        start = first.load(arms["untrained"].path, teacher)
+        start = first.load(arms["untrained"].path)
         models = {name: first.load_model(arm.path) for name, arm in arms.items()}
         with meter("evaluating", len(answers.heldout), "prompts") as progress:
             result = evaluate(
@@ -158,11 +158,8 @@ def speed(
     )
 
 
-def heldout_texts(
-    load: Callable[[], Teacher], samples: Artifact, initial: Artifact
-) -> list[list[int]]:
+def heldout_texts(samples: Artifact, initial: Artifact) -> list[list[int]]:
     """Held-out conversations in the student's tokens, for the parity receipts."""
-    teacher, answers = load(), read(samples)
-    vocabulary = first.load(initial.path, teacher).vocabulary
+    answers, vocabulary = read(samples), Vocabulary.load(initial.path)
     head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
     return [head + respell(example, vocabulary).tokens for example in answers.heldout]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,42 +15,28 @@ from overproof.student import initial as first
 from overproof.student.examples import build_train_set
 from overproof.student.train import train
 from overproof.teacher.answers import read
-from overproof.teacher.local import Teacher
 from overproof.teacher.signals import read_signals
 
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
 
 
 def student(
-    load: Callable[[], Teacher],
-    start: Artifact,
-    samples: Artifact,
-    signals: Artifact,
-    recipe: Recipe,
-    store: Path,
+    start: Artifact, samples: Artifact, signals: Artifact, recipe: Recipe, store: Path
 ) -> Artifact:
     """The stage `student`: forward KL from the cached signals."""
     inputs = {"initial": start, "samples": samples, "signals": signals}
-    return _arm("student", load, inputs, recipe, store)
+    return _arm("student", inputs, recipe, store)
 
 
-def control(
-    load: Callable[[], Teacher], start: Artifact, samples: Artifact, recipe: Recipe, store: Path
-) -> Artifact:
+def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> Artifact:
     """The stage `control`: the same student and steps, cross-entropy on the teacher's text."""
-    return _arm("control", load, {"initial": start, "samples": samples}, recipe, store)
+    return _arm("control", {"initial": start, "samples": samples}, recipe, store)
 
 
-def _arm(
-    kind: str,
-    load: Callable[[], Teacher],
-    inputs: dict[str, Artifact],
-    recipe: Recipe,
-    store: Path,
-) -> Artifact:
+def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) -> Artifact:
     def make(work: Work) -> Json:
         answers = read(inputs["samples"])
-        start = first.load(inputs["initial"].path, load())
+        start = first.load(inputs["initial"].path)
         signals = read_signals(inputs["signals"].path) if "signals" in inputs else None
         data = build_train_set(answers.prefix, answers.train, start.vocabulary, signals)
         del signals
@@ -69,7 +54,7 @@ def _arm(
         work.measured["tokens_per_second"] = round(
             steps_per_second * done.tokens / recipe.train.steps, 1
         )
-        first.save_model(start.model.to(torch.bfloat16), work.folder)
+        first.save_model(start.model.to(torch.bfloat16), work.folder, recipe.sample)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if (inputs["initial"].path / name).is_file():
                 shutil.copyfile(inputs["initial"].path / name, work.folder / name)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
-from overproof.core.config import Recipe, StudentConfig  # noqa: E402
+from overproof.core.config import Recipe, SampleConfig, StudentConfig  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
@@ -34,7 +34,7 @@ from overproof.teacher.signals import Signals, answer_mask, read_signals  # noqa
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
-ARRAYS, SHAPE = "vocabulary.npz", "shape.json"
+SHAPE = "shape.json"
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ def make(
         "state_error_after_repair": errors,
         "vocabulary": vocabulary.size,
         "parameters": sum(p.numel() for p in student.parameters()),
+        "teacher": {
+            "parameters": teacher.parameters,
+            "layers": len(teacher.model.model.layers),
+            "vocabulary": teacher.model.config.vocab_size,
+        },
     }
     return Initial(student, vocabulary, facts)
 
@@ -129,37 +134,33 @@ def save(initial: Initial, teacher: Teacher, folder: Path) -> None:
     """Write the model, its tokenizer, and the vocabulary's map."""
     save_model(initial.model, folder)
     save_tokenizer(initial.vocabulary.tokenizer, teacher, folder)
-    np.savez(
-        folder / ARRAYS,
-        teacher_ids=initial.vocabulary.teacher_ids_V,
-        student_ids=initial.vocabulary.student_ids_U,
-        kept=initial.vocabulary.kept_U,
-    )
+    initial.vocabulary.save(folder)
     (folder / SHAPE).write_text(pretty(initial.facts), encoding="utf-8")
 
 
-def load(folder: Path, teacher: Teacher) -> Initial:
+def load(folder: Path) -> Initial:
     """Read what `save` wrote."""
-    arrays = np.load(folder / ARRAYS)
-    texts = {number: text for text, number in teacher.tokenizer.get_vocab().items()}
-    vocabulary = Vocabulary(
-        Tokenizer.from_file(str(folder / "tokenizer.json")),
-        arrays["teacher_ids"],
-        arrays["student_ids"],
-        arrays["kept"],
-        texts,
-    )
     facts = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
-    return Initial(load_model(folder), vocabulary, facts)
+    return Initial(load_model(folder), Vocabulary.load(folder), facts)
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Weights and configuration, as transformers reads them; fp32, to resume from exactly."""
+def save_model(model: Any, folder: Path, advice: SampleConfig | None = None) -> None:
+    """Weights and configuration, as transformers reads them, in the model's type.
+
+    Args:
+        advice: how to sample from the model: as its teacher's answers were drawn.
+    """
     config = model.config
+    sampling = (
+        {"do_sample": True, **advice.model_dump(include={"temperature", "top_k", "top_p"})}
+        if advice
+        else {}
+    )
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
+        **sampling,
     )
     model.save_pretrained(folder)
 

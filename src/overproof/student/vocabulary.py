@@ -14,7 +14,8 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from overproof.core.errors import StageError, UsageError
 
 Ints = NDArray[np.int64]
 ABSENT = -1
+TOKENIZER, MAP, TEXTS = "tokenizer.json", "vocabulary.npz", "teacher-tokens.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,30 @@ class Vocabulary:
         if self.kept_U[token] or token not in self.texts:
             return (int(self.student_ids_U[token]),)
         return _spelling(self.tokenizer, self.texts[token])
+
+    def save(self, folder: Path) -> None:
+        """Write the map between the vocabularies, and the teacher's token texts."""
+        np.savez(
+            folder / MAP,
+            teacher_ids=self.teacher_ids_V,
+            student_ids=self.student_ids_U,
+            kept=self.kept_U,
+        )
+        texts = json.dumps(self.texts, ensure_ascii=False, sort_keys=True)
+        (folder / TEXTS).write_text(texts, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote, and the tokenizer beside it."""
+        arrays = np.load(folder / MAP)
+        texts = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
+        return cls(
+            Tokenizer.from_file(str(folder / TOKENIZER)),
+            arrays["teacher_ids"],
+            arrays["student_ids"],
+            arrays["kept"],
+            {int(number): text for number, text in texts.items()},
+        )
 
 
 def trim(

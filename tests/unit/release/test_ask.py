@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from overproof.core.artifact import Artifact
 from overproof.core.errors import UsageError
 from overproof.release import ask
 from overproof.release.ask import Config, render, run
+from overproof.release.engine import Sampling, read_header
+from overproof.release.targets import TARGETS
 
 
 @pytest.fixture
@@ -40,6 +43,24 @@ def test_the_system_message_reaches_the_model(release: Path) -> None:
     plain = run(Config(release=release, question="Hi?", max_tokens=8))
     assert plain.system is None
     assert plain.prompt_tokens != kind.prompt_tokens
+
+
+def test_it_draws_as_the_file_advises(
+    release: Path, tiny_student: Artifact, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_student.path, tmp_path / "model"))
+    file = model / "generation_config.json"
+    advice = {"do_sample": True, "temperature": 5.0, "top_k": 50, "top_p": 0.9}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **advice}))
+    build = release / "export" / "gguf-q8_0" / "model.gguf"
+    TARGETS["gguf-q8_0"].write(model, build)
+    assert read_header(build).sampling == Sampling(5.0, 50, pytest.approx(0.9))
+
+    def answer(**settings: float) -> str:
+        return run(Config(release=release, question="Hi?", max_tokens=12, **settings)).answer
+
+    assert answer(seed=1) == answer(seed=1) != answer(seed=2)
+    assert answer(seed=1, temperature=0) == answer(seed=2, temperature=0)
 
 
 def test_the_other_build_answers_where_the_first_is_missing(release: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from overproof.core.artifact import Artifact
 from overproof.core.errors import StageError
 from overproof.release import engine
-from overproof.release.engine import Engine
+from overproof.release.engine import Engine, Sampling
 
 ODD = (
     "12345 67  890   1\n2\n\n3",
@@ -144,10 +144,20 @@ def test_what_the_reader_of_a_stream_raises_stops_the_engine(f16: Engine) -> Non
 
 def test_draws_repeat_with_their_seed(f16: Engine) -> None:
     def draw(seed: int) -> str:
-        return f16.generate("My", max_tokens=20, temperature=1.0, seed=seed, stop=False).text
+        return f16.generate("My", max_tokens=20, sampling=Sampling(1.0, seed=seed), stop=False).text
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
+
+
+def test_settings_reach_the_sampler(f16: Engine) -> None:
+    def draw(sampling: Sampling) -> str:
+        return f16.generate("My", max_tokens=20, sampling=sampling, stop=False).text
+
+    likely = draw(Sampling(0.0))
+    assert draw(Sampling(9.0, seed=3)) != likely
+    assert draw(Sampling(9.0, top_k=1, seed=3)) == likely
+    assert draw(Sampling(9.0, top_p=1e-6, seed=3)) == likely
 
 
 @pytest.mark.parametrize("streamed", [False, True])

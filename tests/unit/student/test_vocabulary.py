@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import training
 from tokenizers import Tokenizer, models
 
 from overproof.core.errors import StageError, UsageError
-from overproof.student.vocabulary import _BYTES, trim
+from overproof.student.vocabulary import _BYTES, Vocabulary, trim
 
 
 def test_too_small_a_size_says_what_is_needed() -> None:
@@ -70,3 +71,14 @@ def test_rows_beyond_the_tokenizer_have_a_place_to_go() -> None:
     assert len(vocabulary.student_ids_U) == tiny.TOKENS + 24
     assert not vocabulary.kept_U[tiny.TOKENS :].any()
     assert vocabulary.pieces(tiny.TOKENS + 3) == (0,)
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    vocabulary = training.vocabulary()
+    vocabulary.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    vocabulary.save(tmp_path)
+    again = Vocabulary.load(tmp_path)
+    for token in range(tiny.TOKENS):
+        assert again.pieces(token) == vocabulary.pieces(token)
+    assert again.teacher_ids_V.tolist() == vocabulary.teacher_ids_V.tolist()
+    assert again.kept_U.tolist() == vocabulary.kept_U.tolist()

@@ -78,6 +78,7 @@ class Gguf:
             writer.add_file_type(self.file_type)
             writer.add_quantization_version(GGML_QUANT_VERSION)
             gguf_vocabulary.add(writer, model, config)
+            _add_sampling(writer, model)
             # 3.
             for name, values in _tensors(model, config):
                 kind = self.kind_of(values)
@@ -173,6 +174,20 @@ def head_size(config: Any) -> int:
     """Width of one attention head."""
     size = getattr(config, "head_dim", None)
     return int(size or config.hidden_size // config.num_attention_heads)
+
+
+def _add_sampling(writer: GGUFWriter, model: Path) -> None:
+    """How the model's makers advise to sample, where its generation configuration says so."""
+    advice = gguf_vocabulary.generation_config(model)
+    if not advice.get("do_sample"):
+        return
+    for name, add in (
+        ("temperature", writer.add_sampling_temp),
+        ("top_k", writer.add_sampling_top_k),
+        ("top_p", writer.add_sampling_top_p),
+    ):
+        if advice.get(name) is not None:
+            add(advice[name])
 
 
 def _add_shape(writer: GGUFWriter, config: Any) -> None:

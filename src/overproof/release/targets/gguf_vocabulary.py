@@ -158,9 +158,7 @@ def _adds_first(state: Json) -> bool:
 
 def _control(model: Path, config: Any) -> dict[str, int]:
     """Ids of the control tokens; the end of an answer is what generation stops at."""
-    file = model / "generation_config.json"
-    generation = _read_json(file) if file.is_file() else {}
-    found = {}
+    generation, found = generation_config(model), {}
     for name in ("bos", "eos", "pad", "unk"):
         key = f"{name}_token_id"
         given: Any = generation.get(key, getattr(config, key, None))
@@ -173,6 +171,12 @@ def _control(model: Path, config: Any) -> dict[str, int]:
             )
         found[name] = number
     return found
+
+
+def generation_config(model: Path) -> Json:
+    """How the model's makers advise to generate, empty where they say nothing."""
+    file = model / "generation_config.json"
+    return _read_json(file) if file.is_file() else {}
 
 
 def chat_template(model: Path) -> str | None:
