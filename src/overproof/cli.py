@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from pydantic import ValidationError
-from typer.exceptions import TyperException
 
 from overproof import __version__
 from overproof.core.console import note
 from overproof.core.digest import pretty
-from overproof.core.errors import OverproofError, StageError, UsageError
+from overproof.outcome import finish, guarded, options, print_text
 
 # Verbs are imported where they are called: `verify`, `terms`, `keys` and `doctor` work, and
 # `--help` is quick, without torch.
 
-FAILED = StageError.exit_code
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-STOPPED = "stopped; finished work is kept, run the same command again"
-TRACEBACK = "OVERPROOF_TRACEBACK"  # set to 1: an unexpected exception shows where it came from
 HELP_WIDTH = 80  # columns
 
 SETTINGS = {"max_content_width": HELP_WIDTH, "help_option_names": ["-h", "--help"]}
@@ -52,105 +43,14 @@ def dispatch(arguments: Sequence[str]) -> int:
     Returns:
         the exit code: 0 done, 1 failed, 2 usage, 3 checked and rejected, 130 interrupted.
     """
-    try:
-        command = typer.main.get_command(app)
-        code = command.main(
-            list(arguments) or ["--help"], prog_name="overproof", standalone_mode=False
-        )
-    except OverproofError as error:
-        return _fail(error)
-    except TyperException as error:
-        return _fail(_usage(error))
-    except Exception as error:
-        missing = _missing_extra(error)
-        return _fail(missing) if missing else _unexpected(error)
-    if code == INTERRUPTED:
-        note(STOPPED)
-    return int(code or 0)
-
-
-def _fail(error: OverproofError) -> int:
-    note(error.render())
-    return error.exit_code
-
-
-def _usage(error: TyperException) -> UsageError:
-    """A wrong flag or a missing argument, as typer found it, in the form of every other error."""
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context else "overproof"
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return UsageError(message.rstrip("."), hint=f"{path} --help")
-
-
-def _missing_extra(error: Exception) -> StageError | None:
-    """The error in words if a package of an extra is not installed; None if it is a fault."""
-    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-    root = name.partition(".")[0]
-    if root in {"", "overproof"} or root in sys.stdlib_module_names:
-        return None
-    return StageError(
-        "this verb needs the extra `distill`",
-        details=[f"no module named {name!r}"],
-        hint="pip install 'overproof[distill]'",
-    )
-
-
-def _unexpected(error: Exception) -> int:
-    if os.environ.get(TRACEBACK) == "1":
-        raise error
-    first = (str(error).splitlines() or [""])[0]
-    note(f"error: unexpected {type(error).__name__}: {first}")
-    note(f"hint: this is a fault of Overproof; {TRACEBACK}=1 shows where it happened")
-    return FAILED
-
-
-@contextmanager
-def _options() -> Iterator[None]:
-    """A value that a verb's configuration refuses is named as the option that it came from."""
-    try:
-        yield
-    except ValidationError as error:
-        rows = [
-            f"--{'-'.join(map(str, row['loc'])).replace('_', '-')}: got {row['input']!r}; "
-            f"{row['msg'][0].lower()}{row['msg'][1:]}"
-            for row in error.errors()
-        ]
-        raise UsageError("an option has a value that is not allowed", details=rows) from error
-
-
-def _print(text: str) -> None:
-    # Not through rich: data goes out as it is, whatever markup or emoji code it seems to hold.
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
-
-
-def _finish(verb: Any, result: Any, as_json: bool) -> int:
-    """Print a verb's result and return its exit code."""
-    if as_json:
-        _print(pretty(_machine(result)))
-    elif text := verb.render(result):
-        _print(text)
-    return int(getattr(result, "exit_code", 0))
-
-
-def _machine(result: Any) -> Any:
-    if hasattr(result, "to_json"):
-        return result.to_json()
-    return _plain(dataclasses.asdict(result))
-
-
-def _plain(value: Any) -> Any:
-    """JSON types only: paths become texts."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    command = typer.main.get_command(app)
+    words = list(arguments) or ["--help"]
+    return guarded(lambda: command.main(words, prog_name="overproof", standalone_mode=False))
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _print(f"overproof {__version__}")
+        print_text(f"overproof {__version__}")
         raise typer.Exit
 
 
@@ -202,14 +102,14 @@ def distill(
     if print_schema:
         from overproof.core.config import Recipe
 
-        _print(pretty(Recipe.model_json_schema()))
+        print_text(pretty(Recipe.model_json_schema()))
         return 0
     from overproof import pipeline as verb
 
     config = verb.Config(
         recipe=recipe, out=out, key=key, overrides=tuple(overrides or ()), dry_run=dry_run
     )
-    return _finish(verb, verb.run(config), as_json)
+    return finish(verb, verb.run(config), as_json)
 
 
 @app.command(short_help="Certify a training set.")
@@ -249,7 +149,7 @@ def certify(
     """
     from overproof.data import certify as verb
 
-    with _options():
+    with options():
         config = verb.Config(
             file=file,
             licence=licence,
@@ -259,7 +159,7 @@ def certify(
             personal_data=personal_data,
             max_record_bytes=max_record_bytes,
         )
-    return _finish(verb, verb.run(config), as_json)
+    return finish(verb, verb.run(config), as_json)
 
 
 @app.command(short_help="Verify a release, offline.")
@@ -282,7 +182,7 @@ def verify(
     """
     from overproof.trust import verify as verb
 
-    return _finish(verb, verb.run(verb.Config(release, signer, as_json)), as_json)
+    return finish(verb, verb.run(verb.Config(release, signer, as_json)), as_json)
 
 
 @app.command(short_help="Say what a teacher's terms allow.")
@@ -309,9 +209,9 @@ def terms(
     """
     from overproof.policy import terms as verb
 
-    with _options():
+    with options():
         config = verb.Config(model=model, channel=channel, on=on.date() if on else None)
-    return _finish(verb, verb.run(config), as_json)
+    return finish(verb, verb.run(config), as_json)
 
 
 @app.command(short_help="Ask a release's flash model a question.")
@@ -339,7 +239,7 @@ def ask(
     """
     from overproof.release import ask as verb
 
-    with _options():
+    with options():
         config = verb.Config(
             release=release,
             question=question,
@@ -348,9 +248,9 @@ def ask(
             seed=seed,
         )
     if as_json:
-        return _finish(verb, verb.run(config), as_json)
+        return finish(verb, verb.run(config), as_json)
     result = verb.run(config, verb.to_stdout)
-    _print("")  # the answer is on the screen already; this ends its last line
+    print_text("")  # the answer is on the screen already; this ends its last line
     note(f"{result.build}: {result.decode_tokens_per_second:,.0f} tokens/s")
     return result.exit_code
 
@@ -384,7 +284,7 @@ def keys_new(
     """
     from overproof.trust import keys as verb
 
-    return _finish(verb, verb.run(verb.Config("new", name, folder)), as_json)
+    return finish(verb, verb.run(verb.Config("new", name, folder)), as_json)
 
 
 @keys_app.command("show")
@@ -404,7 +304,7 @@ def keys_show(
     """
     from overproof.trust import keys as verb
 
-    return _finish(verb, verb.run(verb.Config("show", name, folder)), as_json)
+    return finish(verb, verb.run(verb.Config("show", name, folder)), as_json)
 
 
 @app.command(short_help="Tell what this machine can do.")
@@ -420,7 +320,7 @@ def doctor(as_json: Json = False) -> int:
     """
     from overproof import doctor as verb
 
-    return _finish(verb, verb.run(verb.Config()), as_json)
+    return finish(verb, verb.run(verb.Config()), as_json)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,8 @@ def publish(
         statements=len(parts.chain) + len(predicates) + 1,
         command=f"overproof verify {final} --signer {signer_file(signer)}",
     )
-    assemble.write(partial, parts, recipe, decision, plan, teacher, proof)
+    facts = assemble.collect(parts, recipe, decision, plan, teacher, proof)
+    assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(
         partial, artifacts=parts.chain, predicates=predicates, signer=signer, name=plan.name

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from overproof import __version__, cli
+from overproof import __version__, cli, outcome
 from overproof.core.config import Recipe
 from overproof.core.errors import PolicyError, StageError, TrustError, UsageError
 
@@ -133,16 +133,16 @@ def test_markup_in_an_error_is_printed_as_it_is(
 def test_an_unexpected_exception_is_two_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    monkeypatch.delenv(outcome.TRACEBACK, raising=False)
     assert raising(monkeypatch, ZeroDivisionError("division by zero\nmore")) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "error: unexpected ZeroDivisionError: division by zero"
-    assert cli.TRACEBACK in lines[1]
+    assert outcome.TRACEBACK in lines[1]
     assert len(lines) == 2
 
 
 def test_the_traceback_is_there_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.TRACEBACK, "1")
+    monkeypatch.setenv(outcome.TRACEBACK, "1")
     with pytest.raises(ZeroDivisionError):
         raising(monkeypatch, ZeroDivisionError("division by zero"))
 
@@ -151,7 +151,7 @@ def test_ctrl_c_says_that_work_is_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert raising(monkeypatch, KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err.strip() == cli.STOPPED
+    assert capsys.readouterr().err.strip() == outcome.STOPPED
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(
@@ -168,7 +168,7 @@ def test_a_missing_extra_names_the_command_that_installs_it(
 def test_a_missing_module_of_ours_or_of_python_is_a_fault(
     name: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    monkeypatch.delenv(outcome.TRACEBACK, raising=False)
     assert raising(monkeypatch, ModuleNotFoundError("gone", name=name)) == 1
     assert "unexpected ModuleNotFoundError" in capsys.readouterr().err
 

@@ -21,6 +21,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 }
 TOP = {
     "cli",
+    "outcome",
     "pipeline",
     "outlook",
     "doctor",

@@ -47,23 +47,15 @@ class Parts:
         return [part for part in vars(self).values() if part is not None]
 
 
-def write(
-    folder: Path,
-    parts: Parts,
-    recipe: Recipe,
-    decision: Decision,
-    plan: Plan,
-    teacher: Resource,
-    proof: f.Proof,
-) -> None:
+def write(folder: Path, parts: Parts, facts: f.ReportFacts, plan: Plan) -> None:
     """Fill an empty folder with all of a release but its proof.
 
     Args:
+        facts: what `collect` found.
         plan: name, notices and card lines that the teacher's terms ask for.
     """
     _copy(parts.student, folder / "model")
     _copy(parts.export, folder / "export")
-    facts = collect(parts, recipe, decision, plan, teacher, proof)
     write_report(facts, folder)
     licence = facts.teacher_model.licence or "other"
     write_card(facts, folder, licence=licence, card_lines=plan.card_lines)
