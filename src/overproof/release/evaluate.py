@@ -34,7 +34,7 @@ from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import layers_dtype, logits_at, mixed  # noqa: E402
 from overproof.teacher.signals import answer_logits  # noqa: E402
 
-GROUP = 16  # examples scored together: bounds the memory of the teacher's full distributions
+GROUP = 8  # examples scored together: bounds the memory of the teacher's full distributions
 PRODUCTS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 SEQUENCES = 8  # packed sequences that go through a model together
 Json = dict[str, Any]

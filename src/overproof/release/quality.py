@@ -25,10 +25,12 @@ from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.forward import mixed  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.sample import Drawing, Request, Sampler  # noqa: E402
 
 RESULT = "evaluation.json"
+SPEAKERS = ("student", "control")  # whose answers are shown beside the teacher's
 SPEED_TARGET = "gguf-q8_0"  # teacher and student are timed in the same engine and type
 
 
@@ -48,23 +50,26 @@ def evaluation(
 
     def make(work: Work) -> Json:
         teacher, answers = load(), read(samples)
-        start = first.load(arms["untrained"].path)
-        models = {name: first.load_model(arm.path) for name, arm in arms.items()}
+        vocabulary = Vocabulary.load(arms["untrained"].path)
+        shown = answers.heldout[: recipe.evaluate.answers]
+        speakers = {name: first.load_model(arms[name].path) for name in SPEAKERS if name in arms}
+        said = _side_by_side(teacher, answers, shown, vocabulary, speakers, recipe)
+        del speakers
+        ready = (lambda model: model) if recipe.evaluate.exact else mixed  # drops what it copies
+        models = {name: ready(first.load_model(arm.path)) for name, arm in arms.items()}
         with meter("evaluating", len(answers.heldout), "prompts") as progress:
             result = evaluate(
                 teacher.model,
                 answers.prefix,
                 answers.heldout,
-                start.vocabulary,
+                vocabulary,
                 models,
                 recipe.evaluate,
                 seed=recipe.seed,
                 length=recipe.train.sequence_length,
                 meter=progress,
             )
-        shown = answers.heldout[: recipe.evaluate.answers]
-        del models["untrained"]
-        result["answers"] = _side_by_side(teacher, answers, shown, start.vocabulary, models, recipe)
+        result["answers"] = said
         result["tokens"] = sum(len(example.answer) for example in answers.heldout)
         result["prompts"] = len(answers.heldout)
         (work.folder / RESULT).write_text(pretty(result), encoding="utf-8")

@@ -37,10 +37,10 @@ def model_inputs(batch: Packed, dtype: torch.dtype) -> dict[str, Tensor | bool]:
 def mixed(model: Any) -> Any:
     """A copy whose layers multiply in bf16; embedding, norms, residual stream and head stay fp32.
 
-    Everything but the layers' matrices is shared with the model. Where the processor multiplies
-    bf16 no faster than fp32, the model itself. `logits_at` runs both.
+    Everything but the layers' matrices is shared with the model. The model itself, where it is
+    mixed already or the processor multiplies bf16 no faster. `logits_at` runs both.
     """
-    if not device.processor().bf16:
+    if not device.processor().bf16 or layers_dtype(model) == torch.bfloat16:
         return model
     products = [part for part in model.model.layers.modules() if isinstance(part, nn.Linear)]
     inside = {id(one) for part in products for one in part.parameters()}
