@@ -16,6 +16,7 @@ from overproof.teacher import local
 # benchmarks.md), scaled by parameters. A plan is an estimate and says so.
 REFERENCE_TEACHER, REFERENCE_STUDENT = 134.5e6, 63.7e6
 SAMPLE_RATE, SIGNAL_RATE, TRAIN_RATE = 900.0, 2400.0, 1520.0  # tokens a second
+EVALUATE_RATE = 350.0  # answer tokens a second, teacher and three students together
 SLOW_FACTOR = 4.0  # without bf16 matrix instructions
 ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
 PROMPT_TOKENS = 24
@@ -55,7 +56,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
         "sample": (prompts + recipe.sample.heldout_prompts) * answer / SAMPLE_RATE * on_teacher,
         "signals": prompts * (answer + PROMPT_TOKENS) / SIGNAL_RATE * on_teacher,
         "train": arms * steps / TRAIN_RATE * on_student,
-        "evaluate": recipe.sample.heldout_prompts * answer / 150 * on_teacher,
+        "evaluate": recipe.sample.heldout_prompts * answer / EVALUATE_RATE * on_teacher,
         "other": FIXED_SECONDS,
     }
     signal_bytes = prompts * answer * recipe.signals.top_k * BYTES_PER_SIGNAL
