@@ -21,6 +21,7 @@ SLOW_FACTOR = 4.0  # without bf16 matrix instructions
 ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
 PROMPT_TOKENS = 24
 FIXED_SECONDS = 150.0  # certify, shape, export, speed, proof
+PROCESS_BYTES = 600e6  # libraries and temporaries of the run and of each worker
 BYTES_PER_SIGNAL = 6  # id and log-probability
 
 
@@ -75,7 +76,9 @@ def plan(recipe: Recipe, path: Path) -> Json:
         "student": {"name": name, "parameters": student},
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
         "expected_total_seconds": round(sum(seconds.values())),
-        "expected_memory_bytes": round(14 * teacher + 20 * student + signal_bytes),
+        "expected_memory_bytes": round(
+            14 * teacher + 20 * student + signal_bytes + PROCESS_BYTES * (device.cores() + 1)
+        ),
         "expected_disk_bytes": round(16 * student + 2 * teacher + 2 * signal_bytes),
         "machine": {
             "cores": device.cores(),
