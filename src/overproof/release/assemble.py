@@ -104,6 +104,8 @@ def collect(
             recipe.evaluate.bootstrap,
             recipe.evaluate.confidence,
             result["products"],
+            recipe.sample.temperature,
+            recipe.sample.top_p,
         ),
         speed=f.Speeds(
             *(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from overproof.release.facts import Arm, Interval, ReportFacts, Run
+from overproof.release.facts import Arm, Evaluation, Interval, ReportFacts, Run
 from overproof.release.words import measured, percent, signed
 
 Order = Literal["better", "worse", "unclear"]
@@ -73,8 +73,12 @@ METRICS = (
     ),
 )
 BELOW = (
-    ". It does not count: one of the two is below the teacher's own perplexity, as happens where "
-    "answers were drawn at a temperature below 1, and lower is then no longer closer"
+    ". It does not count: one of the two is below the teacher's own perplexity, and lower is then "
+    "no longer closer"
+)
+SHARPENED = (
+    ". It does not count: answers drawn at temperature {temperature:g} and top-p {top_p:g} reward "
+    "a model that is sharper than its teacher"
 )
 
 
@@ -84,14 +88,14 @@ class Comparison:
 
     Attributes:
         difference: the student less the other arm, paired prompt by prompt.
-        counts: whether it says anything on closeness to the teacher, see `compare`.
+        objection: why it says nothing on closeness to the teacher, empty if it does; see `compare`.
     """
 
     metric: Metric
     student: Interval
     other: Interval
     difference: Interval
-    counts: bool = True
+    objection: str = ""
 
     @property
     def order(self) -> Order:
@@ -118,7 +122,7 @@ class Comparison:
             "unclear": "that interval holds zero, so no difference is shown",
         }[self.order]
         label = self.metric.label[0].upper() + self.metric.label[1:]
-        return f"{label}: {numbers}; {ending}{'' if self.counts else BELOW}."
+        return f"{label}: {numbers}; {ending}{self.objection}."
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,14 @@ class Conclusion:
     sentences: tuple[str, ...]
 
 
-def compare(student: Arm, other: Arm, difference: Arm, teacher: Arm) -> tuple[Comparison, ...]:
+def compare(
+    student: Arm, other: Arm, difference: Arm, teacher: Arm, evaluation: Evaluation
+) -> tuple[Comparison, ...]:
     """The student against another arm, by every metric that both have.
 
-    Lower perplexity means closer to the teacher only down to the teacher's own. Where either
-    arm is below that, the comparison is shown and does not count.
+    Perplexity of the teacher's text is least for the distribution that the text was drawn from.
+    That is the teacher's only if it was drawn as it is, at temperature 1; and even then lower
+    means closer only down to the teacher's own. Elsewhere it is shown and does not count.
     """
     found = []
     for metric in METRICS:
@@ -150,9 +157,12 @@ def compare(student: Arm, other: Arm, difference: Arm, teacher: Arm) -> tuple[Co
         change = metric.of(difference)
         if mine is None or theirs is None or change is None:
             continue
-        below = own is not None and min(mine.value, theirs.value) < own.value
-        counts = metric.higher_is_better or not below
-        found.append(Comparison(metric, mine, theirs, change, counts))
+        objection = ""
+        if metric.field == "perplexity" and not evaluation.as_is:
+            objection = SHARPENED.format(**vars(evaluation))
+        elif metric.field == "perplexity" and own and min(mine.value, theirs.value) < own.value:
+            objection = BELOW
+        found.append(Comparison(metric, mine, theirs, change, objection))
     return tuple(found)
 
 
@@ -160,12 +170,12 @@ def _against(facts: ReportFacts, name: str, other: Arm | None) -> tuple[Comparis
     difference = facts.differences.get(name)
     if other is None or difference is None:
         return ()
-    return compare(facts.student, other, difference, facts.teacher)
+    return compare(facts.student, other, difference, facts.teacher, facts.evaluation)
 
 
 def outcome(comparisons: tuple[Comparison, ...]) -> Outcome:
     """What several comparisons say together."""
-    orders = {comparison.order for comparison in comparisons if comparison.counts}
+    orders = {comparison.order for comparison in comparisons if not comparison.objection}
     if not orders:
         return "not measured"
     if {"better", "worse"} <= orders:
@@ -215,7 +225,7 @@ def _headline(result: Outcome, against: tuple[Comparison, ...]) -> str:
 
 
 def _names(against: tuple[Comparison, ...], order: Order) -> str:
-    names = [one.metric.label for one in against if one.counts and one.order == order]
+    names = [one.metric.label for one in against if not one.objection and one.order == order]
     names = [name.partition(",")[0] for name in names]
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 

@@ -51,6 +51,7 @@ class Evaluation:
         resamples: bootstrap resamples.
         confidence: of every interval, 0 to 1.
         products: the type in which the models' layers multiplied, `bf16` or `fp32`.
+        temperature, top_p: that the teacher's answers were drawn with.
     """
 
     prompts: int
@@ -58,6 +59,13 @@ class Evaluation:
     resamples: int
     confidence: float
     products: str
+    temperature: float
+    top_p: float
+
+    @property
+    def as_is(self) -> bool:
+        """Whether the answers are draws from the teacher's own distribution."""
+        return self.temperature == 1 and self.top_p == 1
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def facts(**changes: Any) -> ReportFacts:
         untrained=arm(10.3, 0.024, 48211.0),
         control=arm(0.741, 0.642, 4.12),
         differences={},
-        evaluation=Evaluation(200, 15_873, 1000, 0.95, "bf16"),
+        evaluation=Evaluation(200, 15_873, 1000, 0.95, "bf16", 1.0, 1.0),
         speed=Speeds(
             Speed(61.4, 402.0, 312_000_000, 144_800_000, "llama.cpp (xllamacpp) 2026.10", "q8_0"),
             Speed(158.2, 1104.0, 121_000_000, 52_100_000, "llama.cpp (xllamacpp) 2026.10", "q8_0"),

@@ -344,6 +344,16 @@ def test_perplexity_below_the_teachers_own_does_not_count() -> None:
     assert student.outcome == "not shown"
 
 
+def test_perplexity_of_sharpened_text_does_not_count() -> None:
+    """The control arm fits text drawn at 0.2 better; that is no closeness to the teacher."""
+    whole = report_facts.facts(student=arm(0.5, 0.7, 4.5), control=arm(0.7, 0.64, 4.1))
+    assert conclude(whole).outcome == "mixed"
+    drawn = dataclasses.replace(whole.evaluation, temperature=0.2, top_p=0.9)
+    found = conclude(dataclasses.replace(whole, evaluation=drawn))
+    assert found.outcome == "helped"
+    assert any("drawn at temperature 0.2 and top-p 0.9" in one for one in found.sentences)
+
+
 def test_unequal_budgets_are_told(facts: ReportFacts) -> None:
     assert any("600 steps on 1,180,000 tokens" in s for s in conclude(facts).sentences)
     assert facts.training.control is not None
