@@ -27,9 +27,9 @@ import yaml
 HERE = Path(__file__).resolve().parent
 INDUSTRIES = ("retail", "telecoms", "bank", "travel", "software")
 SIDES = ("train", "heldout")
-SIZES = {"train": 14000, "heldout": 500}  # records
+SIZES = {"train": 10500, "heldout": 1000}  # records
 SEED = 20261124
-HELDOUT_ONE_IN = 5  # of the single requests
+HELDOUT_ONE_IN = 8  # of the single requests
 MAX_TRIES = 40  # draws of a pattern that give nothing new before it counts as used up
 
 LICENCE = "CC0-1.0"
