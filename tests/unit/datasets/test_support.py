@@ -133,12 +133,7 @@ def test_single_requests_are_distinct(requests: dict[str, list[str]]) -> None:
 
 
 def test_near_pairs_are_found() -> None:
-    sets = [
-        set("a b c d".split()),
-        set("x y z".split()),
-        set("a b c e".split()),
-        set("a x".split()),
-    ]
+    sets = [set("abcd"), set("xyz"), set("abce"), set("ax")]
     assert list(near_pairs(sets)) == [(0, 2)]
 
 
