@@ -16,7 +16,8 @@ from typing import Any
 from overproof.core import device
 from overproof.core.console import meter
 from overproof.core.errors import StageError
-from overproof.release.engine import Engine, read_header, version
+from overproof.release.engine import Engine, version
+from overproof.release.header import read_header
 
 ROUNDS = 3  # of each file; the median is reported
 PREFILL_TOKENS = 256  # about a conversation of the demo

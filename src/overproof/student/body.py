@@ -52,12 +52,16 @@ class Place:
     Attributes:
         mask_RTT: 0 where a token attends, else the least number, in the type of the states.
         cos, sin: rotary angles' cosine and sine, (R, T, 1, E / 2).
+        scaled_cos, scaled_sin: the same times the softmax's scale, (R, T, 1, 1, E / 2), for the
+            queries: one pass less over the scores.
         heads: query heads; keys: key heads; eps: of the norms.
     """
 
     mask_RTT: Tensor
     cos: Tensor
     sin: Tensor
+    scaled_cos: Tensor
+    scaled_sin: Tensor
     heads: int
     keys: int
     eps: float
@@ -138,10 +142,14 @@ class FusedBody:
         rows, length, width = hidden_RTD.shape
         cos, sin = self.body.rotary_emb(hidden_RTD, inputs["position_ids"])
         half = cos.shape[-1] // 2
+        cos, sin = cos[..., None, :half].contiguous(), sin[..., None, :half].contiguous()
+        scale = (2 * half) ** -0.5
         place = Place(
             inputs["attention_mask"].view(rows, length, length),
-            cos[..., None, :half].contiguous(),
-            sin[..., None, :half].contiguous(),
+            cos,
+            sin,
+            (cos * scale).unsqueeze(2),
+            (sin * scale).unsqueeze(2),
             self.config.num_attention_heads,
             self.config.num_key_value_heads,
             self.config.rms_norm_eps,
@@ -224,12 +232,17 @@ def _norm_backward(
     return dy_ND.addcmul_(hat_ND, along_N1, value=-1.0).mul_(scale_N1)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Rotary position embedding of (R, T, heads, E): halves a, b become a c - b s, b c + a s."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, back: bool = False) -> None:
+    """Rotary position embedding of (R, T, heads, E): halves a, b become a c - b s, b c + a s.
+
+    Args:
+        back: by the opposite angle.
+    """
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-1.0)
-    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin)
+    sign = -1.0 if back else 1.0
+    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin, value=sign)
 
 
 def _split(qkv_NQ: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,17 +262,10 @@ def _attend(qkv_NQ: Tensor, place: Place) -> tuple[Tensor, tuple[Tensor, Tensor,
     keys, group = place.keys, place.heads // place.keys
     q_in, k_in, v_in = _split(qkv_NQ, place)
     width = q_in.shape[-1]
-    # The softmax's scale goes into the queries' angles: one pass less over the scores.
-    scale = width**-0.5
     q = torch.empty(rows, keys, group, length, width, dtype=qkv_NQ.dtype)
     k = torch.empty(rows, keys, length, width, dtype=qkv_NQ.dtype)
     q_out = q.permute(0, 3, 1, 2, 4)
-    _rotate(
-        q_in.unflatten(2, (keys, group)),
-        (place.cos * scale).unsqueeze(2),
-        (place.sin * scale).unsqueeze(2),
-        q_out,
-    )
+    _rotate(q_in.unflatten(2, (keys, group)), place.scaled_cos, place.scaled_sin, q_out)
     _rotate(k_in, place.cos, place.sin, k.permute(0, 2, 1, 3))
     q = q.view(rows * keys, group * length, width)
     k = k.view(rows * keys, length, width)
@@ -287,14 +293,8 @@ def _attend_backward(
     d_k = torch.bmm(d_scores.transpose(1, 2), q).view(rows, keys, length, width)
     d_qkv_NQ = torch.empty(rows * length, (place.heads + 2 * keys) * width, dtype=d_mixed_ND.dtype)
     q_out, k_out, v_out = _split(d_qkv_NQ, place)
-    # Rotating back is rotating by the opposite angle.
-    scale = width**-0.5
-    _rotate(
-        d_q.permute(0, 3, 1, 2, 4),
-        (place.cos * scale).unsqueeze(2),
-        (place.sin * -scale).unsqueeze(2),
-        q_out.unflatten(2, (keys, group)),
-    )
-    _rotate(d_k.permute(0, 2, 1, 3), place.cos, -place.sin, k_out)
+    q_grouped = q_out.unflatten(2, (keys, group))
+    _rotate(d_q.permute(0, 3, 1, 2, 4), place.scaled_cos, place.scaled_sin, q_grouped, back=True)
+    _rotate(d_k.permute(0, 2, 1, 3), place.cos, place.sin, k_out, back=True)
     v_out.copy_(d_v.view(rows, keys, length, width).permute(0, 2, 1, 3))
     return d_qkv_NQ

@@ -10,7 +10,7 @@ from overproof.core.artifact import Artifact
 from overproof.core.errors import UsageError
 from overproof.release import ask
 from overproof.release.ask import Config, render, run
-from overproof.release.engine import Sampling, read_header
+from overproof.release.header import Sampling, read_header
 from overproof.release.targets import TARGETS
 
 

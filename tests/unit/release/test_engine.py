@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from overproof.core.artifact import Artifact
 from overproof.core.errors import StageError
 from overproof.release import engine
-from overproof.release.engine import Engine, Sampling
+from overproof.release.engine import Engine
+from overproof.release.header import Sampling, read_header
 
 ODD = (
     "12345 67  890   1\n2\n\n3",
@@ -182,7 +183,7 @@ def test_damaged_file_is_refused(builds: dict[str, Path], tmp_path: Path, capfd)
         with pytest.raises(StageError):
             Engine(path)
     with pytest.raises(StageError, match="cannot be read as GGUF"):
-        engine.read_header(cut)
+        read_header(cut)
     assert capfd.readouterr() == ("", "")
 
 
