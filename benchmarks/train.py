@@ -106,10 +106,14 @@ def _padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
 def main() -> None:
     """Measure, print, and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument(
+        "run", type=Path, nargs="?", default=Path("out/demo"), help="a finished run"
+    )
     parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args()
     stages = given.run / "stages"
+    if not stages.is_dir():
+        parser.error(f"no finished run at {given.run}; make one with: make demo")
     recipe = Recipe.model_validate(
         json.loads((given.run / "release/report.json").read_text(encoding="utf-8"))["recipe"]
     )

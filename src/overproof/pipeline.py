@@ -10,7 +10,7 @@ from pathlib import Path
 
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Artifact, Json, Resource, Work, build, exclusive
+from overproof.core.artifact import Artifact, Json, Resource, Work, build, disk_error, exclusive
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe, Section
 from overproof.core.console import note
@@ -18,7 +18,7 @@ from overproof.core.console import note
 device.prepare()
 
 from overproof.data import certify, dataset  # noqa: E402
-from overproof.policy import gate, obligations  # noqa: E402
+from overproof.policy import gate, licences, obligations  # noqa: E402
 from overproof.release import assemble, quality  # noqa: E402
 from overproof.release.assemble import Parts  # noqa: E402
 from overproof.release.export import export  # noqa: E402
@@ -100,6 +100,7 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
     cached = signals.cache(load, samples, recipe, teacher, store)
     start = initial.initial(load, samples, cached, recipe, teacher, store)
+    load.cache_clear()  # training has its signals; the teacher's memory is free meanwhile
     student = arms.student(start, samples, cached, recipe, store)
     control = arms.control(start, samples, recipe, store) if recipe.train.control else None
 
@@ -120,7 +121,9 @@ def _certify(
     recipe: Recipe, source: str, path: Path, store: Path, name: str, exclude: Artifact | None
 ) -> Artifact:
     file = recipes.find_data(source, path)
-    return certify.certify(file, recipe.data, store=store, name=name, exclude=exclude)
+    certified = certify.certify(file, recipe.data, store=store, name=name, exclude=exclude)
+    licences.demand(dataset.certificate(certified)["licences"], source)
+    return certified
 
 
 def ask_terms(recipe: Recipe, teacher: Resource, store: Path) -> tuple[gate.Decision, Artifact]:
@@ -155,7 +158,26 @@ def publish(
     out: Path,
     signer: keys.PrivateKey,
 ) -> Path:
-    """Write the release beside its place, prove it, and move it there."""
+    """Write the release beside its place, prove it, verify it, and move it there.
+
+    Raises:
+        StageError: the disk is full or the folder cannot be written; an older release stays.
+    """
+    try:
+        return _publish(parts, recipe, decision, plan, teacher, out, signer)
+    except OSError as error:
+        raise disk_error(error, out) from error
+
+
+def _publish(
+    parts: Parts,
+    recipe: Recipe,
+    decision: gate.Decision,
+    plan: obligations.Plan,
+    teacher: Resource,
+    out: Path,
+    signer: keys.PrivateKey,
+) -> Path:
     final, partial = out / RELEASE, out / f".{RELEASE}.partial"
     if plan.message:
         note(plan.message)
@@ -173,6 +195,7 @@ def publish(
     attest.attest(
         partial, artifacts=parts.chain, predicates=predicates, signer=signer, name=plan.name
     )
+    verify.verify(partial, signer.public)
     old = out / f".{RELEASE}.old"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():

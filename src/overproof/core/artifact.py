@@ -29,6 +29,8 @@ from overproof.core.errors import StageError, TrustError
 
 MANIFEST = "artifact.json"
 FORMAT = "overproof-artifact/1"
+SCRATCH = ".scratch"  # folder in a stage's work folder, for what helps to resume
+TEMPORARY = ".tmp"  # ends the name of a file that is being written
 Json = dict[str, Any]
 
 
@@ -109,7 +111,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def describe(folder: Path) -> list[Json]:
-    """Name, SHA-256 and size of every file under `folder`, the manifest itself left out."""
+    """Name, SHA-256 and size of every file under `folder`, manifest and scratch left out."""
     return [
         {
             "name": name.as_posix(),
@@ -117,7 +119,7 @@ def describe(folder: Path) -> list[Json]:
             "bytes": (folder / name).stat().st_size,
         }
         for name in list_files(folder)
-        if name.as_posix() != MANIFEST
+        if name.as_posix() != MANIFEST and name.parts[0] != SCRATCH
     ]
 
 
@@ -211,8 +213,8 @@ class Work:
     measured: Json
 
     def scratch(self, name: str) -> Path:
-        """A file or folder that helps to resume and is removed before the manifest is written."""
-        path = self.folder / ".scratch"
+        """A file or folder that helps to resume and is removed once the manifest is written."""
+        path = self.folder / SCRATCH
         path.mkdir(exist_ok=True)
         return path / name
 
@@ -230,9 +232,10 @@ def build(
     """Return the artifact of these inputs and this configuration, making it unless it exists.
 
     1. The key is the digest of kind, inputs, configuration and code.
-    2. An artifact of that key in its place is returned as it is.
+    2. An artifact of that key in its place is returned, if its files are what it says.
     3. `make` works in `.NAME.KEY.partial`, which a killed run leaves behind for the next one.
-    4. Files are described, `artifact.json` is written last, the folder is moved into place.
+    4. Files are described, `artifact.json` is written, what helped to resume is removed, the
+       folder is moved into place.
 
     Args:
         store: the folder that holds the run's artifacts.
@@ -270,7 +273,7 @@ def build(
         if not (partial / MANIFEST).is_file():
             facts = make(work)
             # 4.
-            shutil.rmtree(partial / ".scratch", ignore_errors=True)
+            _temporary(partial / MANIFEST).unlink(missing_ok=True)
             finished = datetime.now(UTC)
             manifest = {
                 **identity,
@@ -284,6 +287,7 @@ def build(
                 },
             }
             write_atomic(partial / MANIFEST, pretty(manifest).encode())
+        shutil.rmtree(partial / SCRATCH, ignore_errors=True)
         _move_into_place(partial, final)
     except OSError as error:
         raise disk_error(error, store) from error
@@ -320,7 +324,14 @@ def _existing(final: Path, identity: Json) -> Artifact | None:
         found = load(final)
     except StageError:
         return None
-    return found if all(found.manifest.get(k) == v for k, v in identity.items()) else None
+    if not all(found.manifest.get(k) == v for k, v in identity.items()):
+        return None
+    try:
+        check(found)
+    except TrustError as error:
+        note(f"{final.name}: changed since it was made, made again: {error.details[0]}")
+        return None
+    return found
 
 
 def _move_into_place(partial: Path, final: Path) -> None:
@@ -336,12 +347,16 @@ def _move_into_place(partial: Path, final: Path) -> None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write beside the final name, flush to disk, move into place: all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     with temporary.open("wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}{TEMPORARY}")
 
 
 @contextmanager

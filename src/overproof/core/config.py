@@ -149,7 +149,7 @@ def find_recipe(name: str) -> Path:
         UsageError: there is none; the message lists those that exist.
     """
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
         if path.is_file():
             return path
         raise UsageError(f"no recipe at {path}")
@@ -191,7 +191,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML", details=str(error).splitlines()) from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
@@ -217,7 +217,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise UsageError(f"--set {override!r}: {part!r} is no section")
     try:
         node[parts[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--set {override!r}: the value is not YAML") from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,8 @@ def prepare() -> None:
 
     A waiting OpenMP thread spins by default: on two shared cores that costs up to 12 times
     (docs/log.md). glibc gives large blocks back at once, and the page faults of taking them
-    again cost more than the arithmetic on them.
+    again cost more than the arithmetic on them. Each tensor that worker processes share is an open
+    file, and five models have over a thousand: more than the usual limit, less than it may be.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,6 +33,9 @@ def prepare() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars say what our stages do
     # With torch-npu installed and no CANN, importing torch fails unless this is off.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # where the hard limit is no number of files
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL(None).mallopt

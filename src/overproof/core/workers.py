@@ -8,10 +8,11 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from overproof.core.errors import StageError
+from overproof.core.errors import OverproofError, StageError
 
 POLL_SECONDS = 1.0
 CONTEXT = mp.get_context("spawn")  # a fork of a process with OpenMP threads can hang
@@ -57,6 +58,7 @@ def spread(
 
     Raises:
         StageError: a worker died before the last result.
+        OverproofError: what a worker raised of this kind, as it raised it.
     """
     results: Any = CONTEXT.Queue()
     processes = [
@@ -76,7 +78,17 @@ def spread(
 
 def _watched(work: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    work(*arguments)
+    try:
+        work(*arguments)
+    except OverproofError as error:
+        arguments[-1].put(_Raised(error))
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """An error on its way through the queue of results."""
+
+    error: OverproofError
 
 
 def _end_with_parent() -> None:
@@ -89,9 +101,13 @@ def _end_with_parent() -> None:
 def _next(processes: Sequence[BaseProcess], results: Any, name: str, hint: str) -> Any:
     while True:
         try:
-            return results.get(timeout=POLL_SECONDS)
+            found = results.get(timeout=POLL_SECONDS)
         except queue.Empty:
             _require_alive(processes, name, hint)
+            continue
+        if isinstance(found, _Raised):
+            raise found.error
+        return found
 
 
 def _require_alive(processes: Sequence[BaseProcess], name: str, hint: str) -> None:

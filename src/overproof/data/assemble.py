@@ -25,7 +25,7 @@ from overproof.trust.merkle import SortedTree
 
 FORMAT = "overproof-certificate/1"
 DUPLICATES = {"name": duplicates.NAME, "version": duplicates.VERSION, "action": "reject"}
-MAX_NAMED = 100  # licences, origins or creators that the certificate names; the rest is summed up
+MAX_NAMED = 100  # origins or creators that the certificate names; the rest is summed up
 OTHERS, NOT_STATED = "(others)", "(not stated)"
 MAX_COUNTED = 100_000  # different names counted apart: an origin may be another URL each time
 _UNREADABLE = ("read:", "record:")  # reasons of lines in which there is no record
@@ -161,7 +161,7 @@ class Assembly:
             "accepted": self.accepted,
             "rejected": sum(self.reasons.values()),
             "reasons": {name: count for name, count in sorted(self.reasons.items()) if count},
-            "licences": _most(self.named.get("licence", Counter())),
+            "licences": _most(self.named.get("licence", Counter()), limit=None),
             "origins": _most(self.named.get("origin", Counter())),
             "creators": _most(self.named.get("creator", Counter())),
             "checks": checks,
@@ -180,10 +180,13 @@ def _nothing_readable(path: Path, records: int, shown: list[str]) -> UsageError:
     )
 
 
-def _most(counts: Counter[str]) -> dict[str, int]:
-    """The commonest names, the rest in one sum: a certificate stays small whatever the data."""
+def _most(counts: Counter[str], *, limit: int | None = MAX_NAMED) -> dict[str, int]:
+    """The commonest names, the rest in one sum: a certificate stays small whatever the data.
+
+    Licences have no limit: a verifier wants an SPDX expression for each record.
+    """
     rest = counts.pop(OTHERS, 0)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    named = dict(ordered[:MAX_NAMED])
-    rest += sum(count for _, count in ordered[MAX_NAMED:])
+    named = dict(ordered[:limit])
+    rest += sum(counts.values()) - sum(named.values())
     return named | ({OTHERS: rest} if rest else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -200,15 +201,15 @@ def _rules(config: Demands) -> list[Rule]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """A finished artifact replaces an older one in its place, and must replace nothing else."""
-    if not out.exists() or (out / MANIFEST).is_file():
+    """A certified data set replaces an older one in its place, and must replace nothing else."""
+    if not out.exists() or _is_dataset(out):
         return
     if out.is_file():
         raise UsageError(f"{out} is a file, wanted a folder for the data set")
     if any(out.iterdir()):
         raise UsageError(
             f"{out} holds something else",
-            details=[f"wanted a new folder, or one with {MANIFEST} from an earlier run"],
+            details=["wanted a new folder, or a data set that was certified earlier"],
             hint="give another folder with --out",
         )
 
@@ -229,3 +230,11 @@ def _demand_some(artifact: Artifact) -> None:
 
 def _by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _is_dataset(out: Path) -> bool:
+    try:
+        kind = json.loads((out / MANIFEST).read_bytes())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(kind == dataset.KIND)

@@ -140,8 +140,8 @@ def _is_cut(raw: bytes) -> bool:
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise RecordError("read:duplicate-key", f"the key {twice!r} stands twice in one object")
     return found
 

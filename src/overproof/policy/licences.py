@@ -15,10 +15,11 @@ import license_expression
 import yaml
 
 from overproof.core.config import Section
-from overproof.core.errors import UsageError
+from overproof.core.errors import PolicyError, UsageError
 from overproof.policy.verdict import Verdict
 
 DATA = Path(__file__).with_name("data") / "licences.yaml"
+MAX_EXPRESSION = 1000  # characters
 CACHED_EXPRESSIONS = 4096  # distinct texts; a data set names few licences, a hostile one many
 
 
@@ -113,10 +114,17 @@ def parse(text: str) -> Licence:
     Raises:
         UsageError: no expression, or an identifier that neither SPDX nor our table knows.
     """
+    if len(text) > MAX_EXPRESSION:
+        raise UsageError(
+            f"a licence expression of {len(text):,} characters",
+            details=[f"it begins with {text[:60]!r}", f"at most {MAX_EXPRESSION:,} are read"],
+        )
     try:
         tree = _licensing().parse(text, validate=True)
     except (license_expression.ExpressionError, license_expression.ExpressionParseError) as error:
         raise _unreadable(text, str(error)) from error
+    except (IndexError, RecursionError) as error:  # the parser leaks these
+        raise _unreadable(text, "its parentheses do not fit") from error
     if tree is None:
         raise _unreadable(text, "the text is empty")
     keys = tuple(sorted({str(symbol) for symbol in tree.symbols}))
@@ -130,6 +138,26 @@ def normalise(text: str) -> str:
         UsageError: see `parse`.
     """
     return parse(text).expression
+
+
+def demand(names: Iterable[str], data: str) -> None:
+    """Stop unless every licence lets a model learn from the material and be released.
+
+    Args:
+        names: the licences of a data set's records.
+        data: what the data set is called.
+
+    Raises:
+        PolicyError: a class denies it, asks for an approval, or is unknown.
+    """
+    kinds = {name: parse(name).kind for name in names}
+    refused = [name for name, kind in kinds.items() if not kind.verdict.permits]
+    if refused:
+        raise PolicyError(
+            f"licences in {data} do not let a released model learn from its records",
+            details=[f"{name}: {kinds[name]}, {kinds[name].verdict}" for name in refused],
+            hint="take those records out, or have their owner license them otherwise",
+        )
 
 
 def _class_of(tree: Any) -> LicenceClass:

@@ -82,6 +82,7 @@ def collect(
 ) -> f.ReportFacts:
     """Everything the report shows, from the stages' manifests."""
     result = result_of(parts.evaluation)
+    top_k = recipe.sample.top_k
     return f.ReportFacts(
         name=plan.name,
         system=recipe.teacher.system,
@@ -106,6 +107,7 @@ def collect(
             result["products"],
             recipe.sample.temperature,
             recipe.sample.top_p,
+            top_k if top_k < parts.initial.facts["teacher"]["vocabulary"] else None,
         ),
         speed=f.Speeds(
             *(
@@ -202,13 +204,17 @@ def _importance(initial: Artifact, recipe: Recipe) -> f.Importance:
 
 def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
     train, student = recipe.train, recipe.student
+    wide = student.mlp_width
+    width = "the teacher's MLPs" if wide is None else f"MLPs of {wide:,} units"
     return (
         f"The teacher answered {parts.samples.facts['train']:,} certified prompts at temperature "
-        f"{recipe.sample.temperature:g}, from its {recipe.sample.top_k} most likely tokens, "
+        f"{recipe.sample.temperature:g}, from its {recipe.sample.top_k} most likely tokens and the "
+        f"likeliest {recipe.sample.top_p:.0%} of their mass, "
         f"{recipe.sample.max_new_tokens} tokens at most. Its {recipe.signals.top_k} most likely "
         "tokens at each position of its answers were cached with their log-probabilities and the "
         "mass of all others.",
-        f"The student is the teacher with {student.layers} layers ({student.importance}) and "
+        f"The student is the teacher with {student.layers} layers ({student.importance}), "
+        f"{width} and "
         f"{parts.initial.facts['vocabulary']:,} tokens of its vocabulary, every byte among them; "
         "the layers that stay were refitted in closed form to bridge the gaps.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "

@@ -77,8 +77,8 @@ BELOW = (
     "no longer closer"
 )
 SHARPENED = (
-    ". It does not count: answers drawn at temperature {temperature:g} and top-p {top_p:g} reward "
-    "a model that is sharper than its teacher"
+    ". It does not count: answers drawn at temperature {temperature:g} and top-p {top_p:g}{cut} "
+    "reward a model that is sharper than its teacher"
 )
 
 
@@ -159,7 +159,8 @@ def compare(
             continue
         objection = ""
         if metric.field == "perplexity" and not evaluation.as_is:
-            objection = SHARPENED.format(**vars(evaluation))
+            cut = "" if evaluation.top_k is None else f" from {evaluation.top_k} tokens"
+            objection = SHARPENED.format(**vars(evaluation), cut=cut)
         elif metric.field == "perplexity" and own and min(mine.value, theirs.value) < own.value:
             objection = BELOW
         found.append(Comparison(metric, mine, theirs, change, objection))

@@ -2,7 +2,7 @@
 
 Everything is counted at the teacher's tokens. Where the student lacks a token and spells it in
 pieces, the first piece is compared with the teacher's distribution mapped to first pieces, and
-the later pieces add their whole surprise to the divergence: an upper bound, never a gift.
+the later pieces add their whole surprise to the divergence wherever the teacher drew the token.
 
 Shape suffixes: N answer positions of the teacher, U teacher vocabulary, V student vocabulary,
 S answer positions of the student (first pieces and later ones).
@@ -148,6 +148,7 @@ def _truth(teacher: Any, prefix: Sequence[int], group: Sequence[Example], length
     """The teacher's log-probabilities at every answer position, (N, U)."""
     count = sum(len(example.answer) for example in group)
     found = torch.empty(count, teacher.config.vocab_size)
+    length = _fit(prefix, [example.tokens for example in group], length)
     for where, logits in answer_logits(teacher, prefix, group, length):
         found[torch.from_numpy(where)] = torch.log_softmax(logits.float(), dim=-1)
     return found
@@ -158,7 +159,8 @@ def _project(truth_NU: Tensor, vocabulary: Vocabulary) -> Tensor:
     # A tokenizer may know more tokens than the model has rows, never fewer.
     columns = torch.from_numpy(vocabulary.student_ids_U)[: truth_NU.shape[1]]
     target = torch.zeros(len(truth_NU), vocabulary.size)
-    return target.index_add_(1, columns, truth_NU.exp())
+    # Row by row: `index_add_` goes column by column, a cache miss each.
+    return target.scatter_add_(1, columns.expand_as(truth_NU), truth_NU.exp())
 
 
 def _tally_teacher(truth_NU: Tensor, group: Sequence[Example]) -> Tally:
@@ -174,7 +176,8 @@ def _scores(
     model: Any, head: Sequence[int], respelled: Sequence[StudentExample], length: int
 ) -> list[Tensor]:
     """Each example's log-probabilities at its places with a target, in order, (S, V)."""
-    packed = pack(head, [one.tokens for one in respelled], _fit(head, respelled, length))
+    texts = [one.tokens for one in respelled]
+    packed = pack(head, texts, _fit(head, texts, length))
     sizes = [int(_targets(one).sum()) for one in respelled]
     wanted = np.concatenate([_targets(one) for one in respelled])
     rows = torch.empty(sum(sizes), model.config.vocab_size)
@@ -183,9 +186,9 @@ def _scores(
     return list(rows.split(sizes))
 
 
-def _fit(head: Sequence[int], respelled: Sequence[StudentExample], length: int) -> int:
-    """A spelling can be longer than the teacher's text; nothing held out is cut or left out."""
-    return max(length, len(head) + max(len(one.tokens) for one in respelled))
+def _fit(head: Sequence[int], texts: Sequence[Sequence[int]], length: int) -> int:
+    """A sequence's length, more than was asked for where need be: nothing is cut or left out."""
+    return max(length, len(head) + max(map(len, texts)))
 
 
 def _targets(one: StudentExample) -> NDArray[np.bool_]:

@@ -52,6 +52,7 @@ class Evaluation:
         confidence: of every interval, 0 to 1.
         products: the type in which the models' layers multiplied, `bf16` or `fp32`.
         temperature, top_p: that the teacher's answers were drawn with.
+        top_k: the same; None where they were drawn from all tokens.
     """
 
     prompts: int
@@ -61,11 +62,12 @@ class Evaluation:
     products: str
     temperature: float
     top_p: float
+    top_k: int | None = None
 
     @property
     def as_is(self) -> bool:
         """Whether the answers are draws from the teacher's own distribution."""
-        return self.temperature == 1 and self.top_p == 1
+        return self.temperature == 1 and self.top_p == 1 and self.top_k is None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Speed:
     """One model in one engine.
 
     Attributes:
-        peak_memory_bytes: largest resident memory of the process.
+        peak_memory_bytes: growth of the process's resident memory by loading and running the file.
         file_bytes: size of the model file.
         engine: name and version.
         type: number type of the weights, such as `q8_0`.
@@ -209,7 +211,7 @@ class Receipt:
     mean_abs_delta_logprob: float
     max_kl: float
     min_agreement: float
-    tokens: int | None = None
+    positions: int | None = None
     file: str | None = None
     file_bytes: int | None = None
     engine: str | None = None

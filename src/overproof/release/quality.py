@@ -147,7 +147,9 @@ def speed(
         target = find(SPEED_TARGET)
         file = work.scratch("teacher.gguf")
         if not file.is_file():
-            write_loaded(target, teacher.model, teacher.tokenizer, file)
+            half = file.with_suffix(".half")
+            write_loaded(target, teacher.model, teacher.tokenizer, half)
+            half.replace(file)
         student = next(
             export.path / entry["name"]
             for entry in export.manifest["files"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from overproof.core.config import TrainConfig
+from overproof.core.errors import StageError
 
 BETAS = (0.9, 0.95)  # the usual choice for language models (arXiv 2005.14165, appendix B)
 
@@ -64,6 +65,14 @@ def set_rate(made: Sequence[Optimizer], value: float) -> None:
 
 
 def clip_factor(square_norm: float, limit: float) -> float:
-    """Factor that brings a gradient of this squared norm down to `limit`; 1 if it is smaller."""
-    norm = square_norm**0.5
-    return min(1.0, limit / (norm + 1e-6)) if torch.isfinite(torch.tensor(norm)) else 0.0
+    """Factor that brings a gradient of this squared norm down to `limit`; 1 if it is smaller.
+
+    Raises:
+        StageError: the norm is no number; a step along it would spoil weights and optimizer.
+    """
+    if not math.isfinite(square_norm):
+        raise StageError(
+            "training diverged: the gradient is not finite",
+            hint="lower train.learning_rate or raise train.warmup",
+        )
+    return min(1.0, limit / (square_norm**0.5 + 1e-6))

@@ -31,7 +31,6 @@ from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
 PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
 PREFILL_ROWS = 8  # prompts taken in together; always this many rows, so that shapes repeat
-POLL_SECONDS = 1.0  # how often a parent looks whether its workers live, and a worker its parent
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Drawing:
 
     @staticmethod
     def of(config: SampleConfig, stop_ids: tuple[int, ...]) -> Drawing:
-        """From the recipe; the batch is shared out over the workers."""
+        """From the recipe; each worker has the whole batch as slots."""
         return Drawing(
             config.temperature,
             config.top_p,
@@ -211,7 +210,8 @@ class Sampler:
         mass_LK = torch.where(kept_LK, mass_LK, 0.0)
         reached_LK = mass_LK.cumsum(-1)
         threshold = uniform_L[:, None] * reached_LK[:, -1:]
-        chosen = (reached_LK <= threshold).sum(-1, keepdim=True).clamp_max(ids_LK.shape[1] - 1)
+        chosen = (reached_LK <= threshold).sum(-1, keepdim=True)
+        chosen = chosen.minimum(kept_LK.sum(-1, keepdim=True) - 1)  # a uniform may round to 1
         return ids_LK.gather(1, chosen)[:, 0]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from overproof import __version__
-from overproof.core.artifact import MANIFEST, Artifact, disk_error, write_atomic
+from overproof.core.artifact import MANIFEST, TEMPORARY, Artifact, disk_error, write_atomic
 from overproof.core.digest import sha256_bytes, sha256_json
 from overproof.core.errors import UsageError
 from overproof.trust import predicates
@@ -61,9 +61,9 @@ def attest(
         The files written, the release statement last.
 
     Raises:
-        UsageError: two artifacts of one name, an unknown predicate type, a name that no release
-            may have.
-        TrustError: a predicate does not fit its schema, or the release holds links or bad names.
+        UsageError: two artifacts of one name, or an unknown predicate type.
+        TrustError: a predicate does not fit its schema, the release holds links or bad names, or
+            its own name is one that no release may have.
         StageError: the disk is full.
     """
     # 1.
@@ -76,6 +76,7 @@ def attest(
         for short, subject, predicate in predicates
     ]
     # 2.
+    _remove_cut_writes(release)
     final = release_statement(
         Folder.list(release), statements, signer, name=name, facts=dict(facts or {})
     )
@@ -181,6 +182,15 @@ def seal(
         log_proof_of(file): proof.encode() for file, proof in zip(bundles, proofs, strict=True)
     }
     return _replace_proof(release, content | bundles)
+
+
+def _remove_cut_writes(release: Path) -> None:
+    """What a killed run was writing into `proof/`: no part of the release."""
+    try:
+        for stale in (release / PROOF).glob(f".*{TEMPORARY}"):
+            stale.unlink()
+    except OSError as error:
+        raise disk_error(error, release) from error
 
 
 def _replace_proof(release: Path, content: Mapping[str, bytes]) -> list[Path]:

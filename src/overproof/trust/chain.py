@@ -11,7 +11,8 @@ from overproof.trust.proofs import Proofs
 from overproof.trust.statement import Stage
 from overproof.trust.strict import shown
 
-ENDS = ("source", "teacher", "code")  # kinds of resources where the walk may end
+SOURCE, DATASET = "source", "dataset"
+ENDS = (SOURCE, "teacher", "code")  # kinds of resources where the walk may end
 MODEL, EXPORT = "model/", "export/"
 MODEL_KIND, EXPORT_KIND = "student", "export"
 
@@ -22,7 +23,7 @@ class Chain:
 
     Attributes:
         stages: every stage, in the order of the release statement.
-        ends: the resources where the walk ended, one for each digest.
+        ends: the resources where the walk ended, one for each digest and kind.
         model: the stage that the files in `model/` came from.
         builds: the stages that the files in `export/` came from.
     """
@@ -38,14 +39,15 @@ class Chain:
 
     def datasets(self) -> list[Stage]:
         """Every dataset met."""
-        return [stage for stage in self.stages if stage.kind == "dataset"]
+        return [stage for stage in self.stages if stage.kind == DATASET]
 
 
 def walk(proofs: Proofs) -> Chain:
     """Walk the dependencies of every stage that the release statement names.
 
     1. The stages named and the stages stated are the same, by name and manifest digest.
-    2. Every dependency is one of these stages, by digest, or a resource of a kind that ends.
+    2. Every dependency is one of these stages, by digest, or a resource of a kind that ends;
+       sources are read by datasets alone, which certify them.
     3. Every statement of our own is about one of these stages.
     4. `model/` holds files of one student stage, `export/` files of export stages made from it.
 
@@ -56,11 +58,17 @@ def walk(proofs: Proofs) -> Chain:
     stages = _named_stages(proofs)
     files = {stage.sha256: item.file for item, stage in proofs.of(Stage)}
     # 2.
-    ends: dict[str, Dependency] = {}
+    ends: dict[tuple[str, str], Dependency] = {}
     for stage in stages.values():
         for item in stage.inputs:
-            if not _is_stage(item, stages, files[stage.sha256]):
-                ends.setdefault(item.digest.sha256, item)
+            file = files[stage.sha256]
+            if not _is_stage(item, stages, file):
+                if item.annotations.kind == SOURCE and stage.kind != DATASET:
+                    raise TrustError(
+                        "a source that no dataset certifies",
+                        details=[f"{file}: {shown(item.name)!r}, read by a {shown(stage.kind)}"],
+                    )
+                ends.setdefault((item.digest.sha256, item.annotations.kind), item)
     # 3.
     _check_subjects(proofs, stages)
     # 4.

@@ -88,7 +88,7 @@ class Folder:
             _walk(root, "", files, empty)
         except OSError as error:
             raise StageError(f"cannot read {root}", details=[str(error)]) from error
-        check_names(files)
+        check_names([*files, *empty])
         return cls(root, tuple(sorted(files)), tuple(sorted(empty)))
 
     def read(self, name: str, limit: int) -> bytes:

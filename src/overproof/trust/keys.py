@@ -6,11 +6,12 @@ import hashlib
 import os
 import re
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -75,7 +76,7 @@ class PublicKey:
             )
         try:
             key = serialization.load_pem_public_key(data)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise UsageError(f"{source} is not a public key in PEM", details=[str(error)]) from None
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
             raise UsageError(f"{source} is not an ECDSA P-256 key")
@@ -136,8 +137,12 @@ class PrivateKey:
         data = _read(path, private=True)
         try:
             key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{path} is not a private key in PEM", details=[str(error)]) from None
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise UsageError(
+                f"{path} is not a private key in PEM",
+                details=[str(error)],
+                hint="if it was never used, remove it and make a new one: overproof keys new",
+            ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
             raise UsageError(f"{path} is not an ECDSA P-256 key")
         return cls(key)
@@ -202,6 +207,8 @@ def create(folder: Path, name: str = DEFAULT_NAME) -> PrivateKey:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_new(private, key.pem, 0o600)
         _write_new(public, key.public.pem, 0o644)
+    except FileExistsError as error:
+        raise UsageError(f"{error.filename} was made meanwhile by another run") from error
     except OSError as error:
         raise disk_error(error, folder) from error
     return key
@@ -214,8 +221,16 @@ def ensure(folder: Path, name: str = DEFAULT_NAME) -> PrivateKey:
         UsageError: the file that is there cannot be used.
         StageError: the folder cannot be written.
     """
-    private, _ = _paths(folder, name)
-    return PrivateKey.load(private) if private.exists() else create(folder, name)
+    private, public = _paths(folder, name)
+    if not private.exists():
+        return create(folder, name)
+    key = PrivateKey.load(private)
+    if not public.exists():  # a run was killed between the two
+        try:
+            _write_new(public, key.public.pem, 0o644)
+        except OSError as error:
+            raise disk_error(error, folder) from error
+    return key
 
 
 def run(config: Config) -> KeyList:
@@ -274,12 +289,19 @@ def _paths(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    # O_EXCL: fails where a file or a link already stands, so nothing is overwritten or followed.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    """All of it or nothing, and nothing where a file or a link already stands."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(descriptor, mode)
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, error.strerror, str(path)) from error
+    finally:
+        Path(temporary).unlink()
 
 
 def _read(path: Path, *, private: bool = False) -> bytes:

@@ -216,7 +216,8 @@ def _check_log(folder: Folder, proofs: Proofs) -> Checkpoint:
 def _check_log_is_whole(folder: Folder, proofs: Proofs, checkpoint: Checkpoint) -> None:
     """A log proof without its statement, or a size that differs, means that one was taken away."""
     wanted = {log_proof_of(item.file): item.file for item in proofs.signed}
-    alone = [name for name in folder.files if is_log(name) and name not in {*wanted, CHECKPOINT}]
+    known = {*wanted, CHECKPOINT}
+    alone = [name for name in folder.files if is_log(name) and name not in known]
     if not alone and checkpoint.size == len(proofs.signed):
         return
     details = []
@@ -240,8 +241,9 @@ def _check_files(folder: Folder, proofs: Proofs) -> int:
     """Step 4. Returns the number of bytes hashed."""
     wanted = {s.name: s.sha256 for s in proofs.release_file.statement.subjects}
     present = [name for name in folder.files if not is_bundle(name) and not is_log(name)]
+    there = set(present)
     wrong = [f"{name}: an empty folder, which no manifest lists" for name in folder.empty]
-    wrong += [f"{shown(name)}: missing" for name in wanted if name not in present]
+    wrong += [f"{shown(name)}: missing" for name in wanted if name not in there]
     wrong += [
         f"{shown(name)}: not in the release statement" for name in present if name not in wanted
     ]

@@ -310,6 +310,37 @@ def test_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
     check(simple(tmp_path))
 
 
+def test_a_kept_artifact_with_another_byte_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = simple(tmp_path)
+    (made.path / "a.bin").write_bytes(b"aab")  # the same size
+    check(simple(tmp_path))
+    assert "thing: changed since it was made, made again: a.bin" in capsys.readouterr().err
+
+
+def test_stopped_while_the_manifest_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What helps to resume is still there, and the half-written manifest is no part of it."""
+
+    def make(work: Work) -> Json:
+        done = work.scratch("done")
+        found = done.is_file()
+        done.write_bytes(b"")
+        (work.folder / "a.bin").write_bytes(b"a")
+        return {"resumed": found}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", stop)
+        with pytest.raises(KeyboardInterrupt):
+            simple(tmp_path, make=make)
+    made = simple(tmp_path, make=make)
+    assert made.facts == {"resumed": True}
+    check(made)
+    assert sorted(path.name for path in made.path.iterdir()) == ["a.bin", MANIFEST]
+
+
 def test_every_change_is_named_by_the_check(tmp_path: Path) -> None:
     made = simple(tmp_path)
     (made.path / "a.bin").write_bytes(b"aab")

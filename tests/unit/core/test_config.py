@@ -95,7 +95,9 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
     assert "train.steps: missing" in refused(tmp_path, recipe).details
 
 
-@pytest.mark.parametrize("text", ["a: [1, 2", "\t- x", "key: 'unended"])
+@pytest.mark.parametrize(
+    "text", ["a: [1, 2", "\t- x", "key: 'unended", "a: 2024-13-45", "[" * 5000]
+)
 def test_no_yaml(tmp_path: Path, text: str) -> None:
     assert "is not YAML" in refused(tmp_path, text).what
 
@@ -137,6 +139,7 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
         ("train..steps=5", "has no value"),
         ("name.first=x", "is no section"),
         ("train.steps=[1", "the value is not YAML"),
+        ("seed=2024-13-45", "the value is not YAML"),
         ("train.stpes=5", "did you mean 'steps'?"),
         ("train=5", "train: got 5"),
     ],

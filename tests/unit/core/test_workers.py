@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from overproof.core import workers
-from overproof.core.errors import StageError
+from overproof.core.errors import StageError, UsageError
 
 PATIENCE = 60  # seconds until a child must have started
 
@@ -107,6 +107,16 @@ def test_a_worker_that_dies_is_told_after_its_last_result() -> None:
     assert "exit code 7" in caught.value.render()
     assert "give it more memory" in caught.value.render()
     assert not pids[1] or gone(pids[1])
+
+
+def refuses(results: Any) -> None:
+    raise UsageError("too long", details=["row 7"], hint="cut it")
+
+
+def test_an_error_of_ours_reaches_the_parent_as_it_was_raised() -> None:
+    with pytest.raises(UsageError, match="too long") as caught:
+        list(workers.spread(refuses, [()], 1, name="a worker", hint="none"))
+    assert (caught.value.details, caught.value.hint) == (("row 7",), "cut it")
 
 
 def test_leaving_early_ends_the_workers() -> None:

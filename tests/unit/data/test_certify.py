@@ -269,6 +269,12 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_another_artifact_is_not_replaced(tmp_path: Path) -> None:
+    artifact.build(tmp_path, "student", inputs={}, config={}, make=lambda _: {})
+    with pytest.raises(UsageError, match="holds something else"):
+        certified(tmp_path, GOOD, out=tmp_path / "student")
+
+
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with artifact.exclusive(tmp_path), pytest.raises(StageError, match="another run"):
         certified(tmp_path, GOOD)

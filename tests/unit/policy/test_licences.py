@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from overproof.core.errors import UsageError
+from overproof.core.errors import PolicyError, UsageError
 from overproof.policy import licences
 from overproof.policy.licences import LicenceClass, classify, meet, normalise, parse, table
 
@@ -25,13 +25,27 @@ def test_normalises(text, wanted) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "Apache 2.0", "MIT AND", "public domain", "LicenseRef-Mine", "(", "WITH"]
+    "text",
+    ["", " ", "Apache 2.0", "MIT AND", "public domain", "LicenseRef-Mine", "(", "WITH", "()"],
 )
 def test_unknown_licences_are_refused_by_name(text) -> None:
     with pytest.raises(UsageError) as error:
         parse(text)
     assert repr(text) in error.value.what
     assert error.value.hint
+
+
+def test_an_endless_expression_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="12,000 characters"):
+        parse("(MIT OR " * 1500)
+
+
+def test_what_a_model_may_learn_from() -> None:
+    licences.demand(["MIT", "CC-BY-4.0", "GPL-3.0-only OR MIT"], "mine")
+    refused = ["CC-BY-NC-4.0", "GPL-3.0-only", "LicenseRef-scancode-proprietary-license"]
+    with pytest.raises(PolicyError, match="licences in mine") as error:
+        licences.demand(["MIT", *refused], "mine")
+    assert [line.split(":")[0] for line in error.value.details] == refused
 
 
 def test_the_nearest_licence_is_named() -> None:

@@ -18,7 +18,7 @@ from overproof.trust.verify import verify
 FILES = {
     "proof/NOTICE": "Contains  or\nderives from X. Policy: https://x. 700,000,000 users.",
     "README.md": "# Llama-X\nBuilt with\nLlama. Policy: https://x. Up to 700,000,000 users.",
-    "proof/licences/MIT.txt": "MIT License",
+    "proof/licences/MIT.txt": "MIT License. " + "Permission is hereby granted. " * 30,
 }
 
 
@@ -61,6 +61,8 @@ def test_obligations_are_looked_up(kind: str, value: str) -> None:
         ("license_copy", "Apache-2.0", {}),
         ("license_copy", "MIT AND Apache-2.0", {}),
         ("license_copy", "not a ( licence", {}),
+        ("license_copy", "()", {}),
+        ("license_copy", "MIT", {"proof/licences/MIT.txt": "MIT"}),
         ("acceptable_use", "https://x", {"README.md": "nothing"}),
         ("acceptable_use", "https://x", {"proof/NOTICE": "nothing"}),
         ("user_limit", "700000001", {}),
@@ -96,7 +98,21 @@ def test_spdx(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "NONE", "NOASSERTION", "unknown", "MIT AND", "(others)", "MIT, Apache-2.0"]
+    "text",
+    [
+        "",
+        " ",
+        "NONE",
+        "NOASSERTION",
+        "unknown",
+        "MIT AND",
+        "(others)",
+        "MIT, Apache-2.0",
+        "()",
+        "MIT AND ()",
+        "(MIT OR " * 100,
+        "(" * 3000,
+    ],
 )
 def test_not_spdx(text: str) -> None:
     assert not is_spdx(text)
@@ -137,6 +153,27 @@ def test_certificates(
         verify(made.release, made.key.public)
     assert caught.value.step == 6
     assert "15-certificate-train" in caught.value.render()
+
+
+def test_a_certificate_that_is_not_the_datasets_own(tmp_path: Path) -> None:
+    """Edited after it was made: everything adds up, but it is no longer the stage's file."""
+    made = trust_release.make(tmp_path)
+    certified(made).update(licences={"MIT": 5})
+    made.attest()
+    with pytest.raises(TrustError, match="not the one in its dataset") as caught:
+        verify(made.release, made.key.public)
+    assert caught.value.step == 6
+
+
+def test_a_receipt_about_no_build(tmp_path: Path) -> None:
+    made = trust_release.make(tmp_path)
+    extra = ("parity-receipt", made.named("train"), trust_release.PARITY)
+    trust_release.Synthetic(
+        made.release, made.artifacts, (*made.predicates, extra), made.key
+    ).attest()
+    with pytest.raises(TrustError, match="no build") as caught:
+        verify(made.release, made.key.public)
+    assert caught.value.step == 6
 
 
 def test_a_certificate_of_no_dataset(tmp_path: Path) -> None:

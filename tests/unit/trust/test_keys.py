@@ -101,6 +101,14 @@ def test_ensure_makes_once(tmp_path: Path) -> None:
     assert keys.ensure(tmp_path, "demo").pem == first.pem
 
 
+def test_ensure_writes_the_public_half_that_a_killed_run_left_out(tmp_path: Path) -> None:
+    first = keys.ensure(tmp_path, "demo")
+    (tmp_path / "demo.pub").unlink()
+    keys.ensure(tmp_path, "demo")
+    assert keys.PublicKey.load(tmp_path / "demo.pub").hint == first.public.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.key", "demo.pub"]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StageError, match="cannot write"):

@@ -12,6 +12,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from overproof.core.artifact import Artifact, Resource, Work, build
+from overproof.core.digest import pretty
 from overproof.trust.attest import Predicate, attest
 from overproof.trust.keys import PrivateKey
 from overproof.trust.merkle import SortedTree
@@ -135,7 +136,12 @@ def make(folder: Path) -> Synthetic:
     keys = [hashlib.sha256(b"record %d" % i).digest() for i in range(5)]
     source = Resource("source", "train.jsonl", "file:train.jsonl", "33" * 32)
     weights = {"model.safetensors": b"student weights", "config.json": b'{"layers":2}'}
-    files = {"records.jsonl": b"{}\n", "keys.bin": b"".join(keys)}
+    certified = certificate(source, keys)
+    files = {
+        "records.jsonl": b"{}\n",
+        "keys.bin": b"".join(keys),
+        "certificate.json": pretty(certified).encode(),
+    }
     train = artifact(store, "dataset", "train", {"source": source}, files, {"accepted": 5})
     inputs = {"teacher": TEACHER, "data": train, "code": CODE}
     files = {"shard-0.safetensors": b"signals"}
@@ -147,7 +153,6 @@ def make(folder: Path) -> Synthetic:
     files = {"gguf-q8_0/model.gguf": b"GGUF build"}
     build_ = artifact(store, "export", "export", {"student": student}, files, PARITY)
     fill(release, weights)
-    certified = certificate(source, keys)
     write(release / "proof/dataset/certificate.json", json.dumps(certified).encode())
     return Synthetic(
         release,
@@ -172,7 +177,10 @@ def fill(release: Path, weights: dict[str, bytes]) -> None:
     shared = f"Use it by {USE_POLICY}\n{limit}\n"
     write(release / "README.md", f"# {NAME}\nBuilt with\nLlama\n{shared}".encode())
     write(release / "proof/NOTICE", f"{NOTICE_LINE}\n{shared}".encode())
-    write(release / "proof/licences/Apache-2.0.txt", b"Apache License ...\n")
+    write(
+        release / "proof/licences/Apache-2.0.txt",
+        b"Apache License ...\n" + b"Terms and conditions. " * 30,
+    )
 
 
 def write(path: Path, data: bytes) -> None:
