@@ -133,13 +133,13 @@ def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
     # 1.
     truth_NU = _truth(measured.teacher, measured.prefix, group, measured.length)
     tallies = {TEACHER: _tally_teacher(truth_NU, group)}
-    target_NV = _project(truth_NU, measured.vocabulary)
+    truth = _Truth.of(truth_NU, measured.vocabulary)
     head = [piece for token in measured.prefix for piece in measured.vocabulary.pieces(token)]
     respelled = [respell(example, measured.vocabulary) for example in group]
     for name, model in measured.models.items():
         # 2.
         scores = _scores(model, head, respelled, measured.length)
-        tallies[name] = _tally(scores, truth_NU, target_NV, measured.vocabulary, group, respelled)
+        tallies[name] = _tally(scores, truth, measured.vocabulary, group, respelled)
     return tallies
 
 
@@ -161,6 +161,27 @@ def _project(truth_NU: Tensor, vocabulary: Vocabulary) -> Tensor:
     target = torch.zeros(len(truth_NU), vocabulary.size)
     # Row by row: `index_add_` goes column by column, a cache miss each.
     return target.scatter_add_(1, columns.expand_as(truth_NU), truth_NU.exp())
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """What every model is compared with.
+
+    Attributes:
+        target_NV: the teacher's probabilities over what the student says next.
+        entropy_N: theirs, nats.
+        best_N: the teacher's most likely token.
+    """
+
+    target_NV: Tensor
+    entropy_N: Tensor
+    best_N: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, truth_NU: Tensor, vocabulary: Vocabulary) -> _Truth:
+        target_NV = _project(truth_NU, vocabulary)
+        entropy_N = -torch.xlogy(target_NV, target_NV).sum(-1).double()
+        return cls(target_NV, entropy_N, truth_NU.numpy().argmax(-1))  # NumPy's is the faster
 
 
 def _tally_teacher(truth_NU: Tensor, group: Sequence[Example]) -> Tally:
@@ -198,14 +219,12 @@ def _targets(one: StudentExample) -> NDArray[np.bool_]:
 
 def _tally(
     scores: Sequence[Tensor],
-    truth_NU: Tensor,
-    target_NV: Tensor,
+    truth: _Truth,
     vocabulary: Vocabulary,
     group: Sequence[Example],
     respelled: Sequence[StudentExample],
 ) -> Tally:
     tally = Tally()
-    best_N = truth_NU.argmax(-1).numpy()
     start = 0
     for score_SV, example, one in zip(scores, group, respelled, strict=True):
         where = np.flatnonzero(_targets(one))
@@ -213,11 +232,12 @@ def _tally(
         successor = torch.tensor([one.tokens[place + 1] for place in where])
         surprise_S = -score_SV.gather(1, successor[:, None])[:, 0].double()
         rows = slice(start, start + len(example.answer))
-        p_NV, log_q_NV = target_NV[rows], score_SV[first]
-        kl = (torch.xlogy(p_NV, p_NV) - p_NV * log_q_NV).sum(-1).double().clamp_min(0.0)
+        log_q_NV = score_SV[first]
+        crossed_N = -(truth.target_NV[rows] * log_q_NV).sum(-1).double()
+        kl = (crossed_N - truth.entropy_N[rows]).clamp_min(0.0)
         # A token that the student lacks counts as missed, even if its first piece is right.
-        best = best_N[rows]
-        hits = (log_q_NV.argmax(-1).numpy() == vocabulary.student_ids_U[best]) & vocabulary.kept_U[
+        best = truth.best_N[rows]
+        hits = (log_q_NV.numpy().argmax(-1) == vocabulary.student_ids_U[best]) & vocabulary.kept_U[
             best
         ]
         tally.add(

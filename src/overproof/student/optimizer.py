@@ -75,4 +75,4 @@ def clip_factor(square_norm: float, limit: float) -> float:
             "training diverged: the gradient is not finite",
             hint="lower train.learning_rate or raise train.warmup",
         )
-    return min(1.0, limit / (square_norm**0.5 + 1e-6))
+    return min(1.0, limit / (math.sqrt(square_norm) + 1e-6))
