@@ -30,6 +30,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
 
     Raises:
         UsageError: a data file or the teacher does not exist.
+        PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
     _, resource = local.identify(recipe.teacher.model)
     config = local.config_of(recipe.teacher.model)
@@ -37,12 +38,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
         [gate.Teacher(resource.name, resource.sha256)],
         channel=recipe.teacher.channel,
         on=dt.datetime.now(dt.UTC).date(),
-    )
-    name = (
-        obligations.carry_out(decision, recipe.student.name).name
-        if decision.verdict.permits
-        else recipe.student.name
-    )
+    ).require()
+    name = obligations.carry_out(decision, recipe.student.name).name
     layer = _layer_parameters(config)
     teacher = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
     narrow = _layer_parameters(config, recipe.student.mlp_width)
@@ -108,7 +105,8 @@ def render(found: Json) -> str:
         *(f"{split:<12}{file}" for split, file in found["data"].items()),
         f"teacher     {teacher['name']}, {teacher['parameters'] / 1e6:.0f}M parameters",
         f"terms       {found['terms']['verdict']}"
-        + "".join(f"\n            must: {one}" for one in found["terms"]["obligations"]),
+        + "".join(f"\n            must: {one}" for one in found["terms"]["obligations"])
+        + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),
         f"student     {student['name']}, {student['parameters'] / 1e6:.1f}M parameters",
         "expected    "
         + ", ".join(f"{name} {value} s" for name, value in found["expected_seconds"].items()),

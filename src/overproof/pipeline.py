@@ -14,6 +14,7 @@ from overproof.core.artifact import Artifact, Json, Resource, Work, build, disk_
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe, Section
 from overproof.core.console import note
+from overproof.core.errors import UsageError
 
 device.prepare()
 
@@ -23,7 +24,7 @@ from overproof.release import assemble, quality  # noqa: E402
 from overproof.release.assemble import Parts  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
-from overproof.student import arms, initial  # noqa: E402
+from overproof.student import arms, initial, shape  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
@@ -89,7 +90,7 @@ def run(config: Config) -> Result:
 def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
-    load = functools.lru_cache(maxsize=1)(functools.partial(local.load, recipe.teacher.model))
+    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe))
     _, teacher = local.identify(recipe.teacher.model)
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
@@ -115,6 +116,18 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     return publish(parts, recipe, decision, plan, teacher, out, signer)
+
+
+def _load(recipe: Recipe) -> local.Teacher:
+    """The teacher; what cannot end well is refused before its first token."""
+    teacher = local.load(recipe.teacher.model)
+    shape.demand_fit(teacher.model, recipe.student)
+    if quality.SPEED_TARGET not in recipe.export.targets:
+        raise UsageError(
+            f"export.targets lacks {quality.SPEED_TARGET}, the build whose speed is measured",
+            details=[f"got {', '.join(recipe.export.targets) or 'none'}"],
+        )
+    return teacher
 
 
 def _certify(

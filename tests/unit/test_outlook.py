@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from overproof.core.config import Recipe, find_recipe, load_recipe
-from overproof.core.errors import UsageError
+from overproof.core.errors import PolicyError, UsageError
 from overproof.outlook import plan, render
 from overproof.release.facts import Json
 from overproof.teacher import local
@@ -76,3 +76,18 @@ def test_the_plan_for_people(support: Json) -> None:
     for part in ("recipe      support", "134M parameters", "terms       allow", "minutes", "GiB"):
         assert part in text.replace("135M", "134M")
     assert text.endswith("nothing was run.")
+
+
+def test_a_forbidden_teacher_has_no_plan(tmp_path: Path) -> None:
+    """As in the run itself: a script that asks for the plan first must not take it for a yes."""
+    folder = tmp_path / "Llama-2-7b-chat-hf"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(PolicyError, match="do not permit"):
+        made(f"teacher.model={folder}")
+
+
+def test_warnings_of_the_gate_are_shown(support: Json) -> None:
+    assert support["terms"]["warnings"]
+    assert all(f"note: {one}" in render(support) for one in support["terms"]["warnings"])

@@ -23,11 +23,38 @@ device.prepare()
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from overproof.core.config import StudentConfig  # noqa: E402
+from overproof.core.errors import UsageError  # noqa: E402
 from overproof.data.pack import Packed  # noqa: E402
-from overproof.student.stack import Stack  # noqa: E402
+from overproof.student.stack import Stack, require_decoder  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 
 RIDGE = 0.05  # of the mean diagonal; smaller overfits 10,000 calibration tokens (docs/log.md)
+
+
+def demand_fit(teacher: Any, config: StudentConfig) -> None:
+    """Refuse a student that cannot be cut out of this teacher, before any work is done.
+
+    Args:
+        teacher: a model of transformers.
+
+    Raises:
+        StageError: the architecture has no plain stack of decoder layers.
+        UsageError: more layers or wider MLPs than the teacher has.
+    """
+    require_decoder(teacher)
+    has = teacher.config
+    wanted = (
+        ("layers", config.layers, has.num_hidden_layers),
+        ("mlp_width", config.mlp_width or 0, has.intermediate_size),
+    )
+    wrong = [
+        f"student.{name}: got {got}, the teacher has {most}"
+        for name, got, most in wanted
+        if got > most
+    ]
+    if wrong:
+        raise UsageError("the student is larger than its teacher", details=wrong)
 
 
 def cut(teacher: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:

@@ -40,6 +40,15 @@ def calibration(teacher):
     return _calibration(training.HEAD, examples, signals, 200, training.ROOM)
 
 
+def test_a_student_larger_than_its_teacher_is_refused(teacher) -> None:
+    width = teacher.config.intermediate_size
+    shape.demand_fit(teacher, config(layers=LAYERS, mlp_width=width))
+    large = config(layers=LAYERS + 1, mlp_width=width + 1)
+    with pytest.raises(UsageError, match="larger than its teacher") as caught:
+        shape.demand_fit(teacher, large)
+    assert len(caught.value.details) == 2
+
+
 def test_greedy_drops_the_idle_layer_first(teacher, calibration) -> None:
     progress = tiny.meter()
     kept, removals = choose_layers(teacher, config(layers=3), calibration, progress)
