@@ -82,8 +82,15 @@ def test_inputs_that_end_the_walk(tmp_path: Path, change: Change, message: str) 
 
 def test_a_build_from_elsewhere(tmp_path: Path) -> None:
     """The walk ends well, but the build does not come from the model beside it."""
-    made = with_export_input(tmp_path, lambda row: row.update(UNKNOWN, kind="source", uri="file:x"))
+    made = with_export_input(tmp_path, lambda row: row.update(UNKNOWN, kind="code", uri="file:x"))
     with pytest.raises(TrustError, match="does not depend on 'student'") as caught:
+        verify(made.release, made.key.public)
+    assert caught.value.step == 5
+
+
+def test_a_source_that_no_dataset_reads(tmp_path: Path) -> None:
+    made = with_export_input(tmp_path, lambda row: row.update(UNKNOWN, kind="source", uri="file:x"))
+    with pytest.raises(TrustError, match="no dataset certifies") as caught:
         verify(made.release, made.key.public)
     assert caught.value.step == 5
 
