@@ -32,14 +32,15 @@ def plan(recipe: Recipe, path: Path) -> Json:
         UsageError: a data file or the teacher does not exist.
         PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
-    _, resource = local.identify(recipe.teacher.model)
+    place, resource = local.identify(recipe.teacher.model)
     config = local.config_of(recipe.teacher.model)
     decision = gate.decide(
         [gate.Teacher(resource.name, resource.sha256)],
         channel=recipe.teacher.channel,
         on=dt.datetime.now(dt.UTC).date(),
     ).require()
-    name = obligations.carry_out(decision, recipe.student.name).name
+    beside = obligations.texts_beside(place, decision.obligations)
+    name = obligations.carry_out(decision, recipe.student.name, beside).require().name
     layer = _layer_parameters(config)
     teacher = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
     narrow = _layer_parameters(config, recipe.student.mlp_width)

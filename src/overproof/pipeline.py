@@ -91,12 +91,13 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
     load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe))
-    _, teacher = local.identify(recipe.teacher.model)
+    place, teacher = local.identify(recipe.teacher.model)
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
     decision, terms = ask_terms(recipe, teacher, store)
-    plan = obligations.carry_out(decision, recipe.student.name).require()
+    beside = obligations.texts_beside(place, decision.obligations)
+    plan = obligations.carry_out(decision, recipe.student.name, beside).require()
 
     samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
     cached = signals.cache(load, samples, recipe, teacher, store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ class DataConfig(Section):
     """Where the prompts come from and what is demanded of them."""
 
     train: str = Field(
-        description="JSONL or Parquet file; relative to the recipe, then to the project"
+        description="JSONL or Parquet file; as given, then beside the recipe, then as shipped"
     )
     heldout: str = Field(description="the same for the held-out split, never trained on")
     licence: str | None = Field(None, description="SPDX expression for records that name none")
@@ -179,6 +180,20 @@ def find_data(name: str, recipe: Path | None) -> Path:
     raise UsageError(f"no data file {name!r}", details=[f"tried {path}" for path in tried])
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice; PyYAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See `yaml.SafeLoader`."""
+        counts = Counter(key.value for key, _ in node.value)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
@@ -190,7 +205,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UsageError: no YAML, an unknown key (the nearest known one is named), a wrong value.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML", details=str(error).splitlines()) from error
     except OSError as error:

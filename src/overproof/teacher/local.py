@@ -28,6 +28,10 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 BUILTIN_PREFIX = "builtin:"
+# Some chat templates print today's date; a prompt, and what is keyed by it, must not change
+# overnight. This is the day that Llama 3.1's template prints where it is given none. The macro
+# stands before the function of that name, which transformers puts among the template's globals.
+SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 # What identifies a model in a folder; anything else there (a README, a log) does not.
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja")
 # What transformers, safetensors, tokenizers and gguf raise for files that they cannot read.
@@ -88,12 +92,16 @@ class Teacher:
         return copy.deepcopy(self.model).to(dtype)
 
     def prompt_ids(self, prompt: str, system: str | None) -> list[int]:
-        """Token ids of a conversation's start, up to where the assistant speaks."""
+        """Token ids of a conversation up to where the assistant speaks; the same every day."""
         turns = [{"role": "user", "content": prompt}]
         if system:
             turns.insert(0, {"role": "system", "content": system})
+        template = self.tokenizer.get_chat_template()
         ids = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=False
+            turns,
+            add_generation_prompt=True,
+            return_dict=False,
+            chat_template=SAME_DAY + template,
         )
         return [int(token) for token in ids]
 

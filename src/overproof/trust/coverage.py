@@ -27,7 +27,8 @@ from overproof.trust.strict import SHA256_HEX, shown
 PERMITS = ("allow", "allow_with")
 MAX_TEXT_BYTES = 4 << 20  # of a notice or a model card that is searched
 MIN_LICENCE_TEXT = 500  # characters; the shortest that is in use, 0BSD, has 640
-NOTICES = ("NOTICE", "NOTICE.txt", "NOTICE.md")
+NOTICE, LICENCES = "proof/NOTICE", "proof/licences"  # where a release has them
+USE = "train-released-student"  # what a verdict must have judged
 CERTIFICATE = "certificate.json"  # a dataset's own copy
 CARDS = ("README.md", "model/README.md")
 MAX_EXPRESSION = 1000  # characters of a licence expression
@@ -122,7 +123,7 @@ def check_terms(file: str, verdict: TermsVerdict, texts: Texts) -> int:
     """Check one terms verdict; returns how many obligations were looked up in the release.
 
     Raises:
-        TrustError: it forbids or does not know, or an obligation is open or not met.
+        TrustError: it does not permit this use, or an obligation is open or not met.
     """
     if verdict.verdict not in PERMITS:
         clause = f"{verdict.row.document}, {verdict.row.clause}" if verdict.row else "no clause"
@@ -131,6 +132,11 @@ def check_terms(file: str, verdict: TermsVerdict, texts: Texts) -> int:
             details=[
                 f"{file}: {verdict.verdict} for {shown(verdict.teacher.name)!r}, {shown(clause)}"
             ],
+        )
+    if verdict.use != USE:
+        raise TrustError(
+            "the teacher's terms were judged for another use",
+            details=[f"{file}: got {shown(verdict.use)!r}, wanted {USE!r}"],
         )
     rechecked = 0
     for duty in verdict.obligations:
@@ -156,7 +162,7 @@ def _has_prefix(duty: Obligation, texts: Texts) -> bool:
 
 
 def _has_notice(duty: Obligation, texts: Texts) -> bool:
-    return _found(duty.value, [f for f in texts.files if f.rpartition("/")[2] in NOTICES], texts)
+    return _found(duty.value, [f for f in (NOTICE,) if f in texts.files], texts)
 
 
 def _has_card_text(duty: Obligation, texts: Texts) -> bool:
@@ -173,15 +179,14 @@ def _has_user_limit(duty: Obligation, texts: Texts) -> bool:
 
 
 def _has_licence_copy(duty: Obligation, texts: Texts) -> bool:
-    """A file named after each licence of the SPDX expression, such as `MIT.txt`, with its text."""
+    """The text of each licence of the SPDX expression, in a file such as `MIT.txt`."""
     try:
         keys = _licensing().license_keys(duty.value)
     except (ExpressionError, IndexError, RecursionError):
         return False
-    texts_of = {name.rpartition("/")[2]: name for name in sorted(texts.files)}
-    copies = [texts_of.get(f"{key}.txt") for key in keys]
+    copies = [f"{LICENCES}/{key}.txt" for key in keys]
     return bool(copies) and all(
-        copy is not None and len(texts.read(copy)) >= MIN_LICENCE_TEXT for copy in copies
+        copy in texts.files and len(texts.read(copy)) >= MIN_LICENCE_TEXT for copy in copies
     )
 
 

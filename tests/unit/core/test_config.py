@@ -96,7 +96,7 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1, 2", "\t- x", "key: 'unended", "a: 2024-13-45", "[" * 5000]
+    "text", ["a: [1, 2", "\t- x", "key: 'unended", "a: 2024-13-45", "[" * 5000, "seed: 1\nseed: 2"]
 )
 def test_no_yaml(tmp_path: Path, text: str) -> None:
     assert "is not YAML" in refused(tmp_path, text).what

@@ -64,6 +64,12 @@ def test_a_gguf_file_that_is_none(tmp_path: Path, data: bytes) -> None:
             use(str(path))
 
 
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(folder: Path) -> None:
+    teacher = load(str(folder))
+    teacher.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}"
+    assert teacher.tokenizer.decode(teacher.prompt_ids("Hello?", None)) == "26 Jul 2024"
+
+
 def test_a_local_folder_loads(folder: Path) -> None:
     teacher = load(str(folder))
     assert teacher.parameters == sum(p.numel() for p in tiny.model().parameters())

@@ -65,6 +65,7 @@ def test_obligations_are_looked_up(kind: str, value: str) -> None:
         ("license_copy", "MIT", {"proof/licences/MIT.txt": "MIT"}),
         ("acceptable_use", "https://x", {"README.md": "nothing"}),
         ("acceptable_use", "https://x", {"proof/NOTICE": "nothing"}),
+        ("notice", "Contains", {"proof/NOTICE": None, "model/NOTICE": "Contains"}),
         ("user_limit", "700000001", {}),
         ("user_limit", "many", {}),
         ("user_limit", "", {}),
@@ -87,6 +88,12 @@ def test_verdicts_that_do_not_permit(word: str) -> None:
         verdict = read(TermsVerdict, {**trust_release.terms(), "verdict": word, "row": row}, "it")
         with pytest.raises(TrustError, match=f"f: {word} for 'tiny-llama'"):
             check_terms("f", verdict, texts())
+
+
+def test_a_verdict_on_another_use() -> None:
+    verdict = read(TermsVerdict, {**trust_release.terms(), "use": "read-the-card"}, "it")
+    with pytest.raises(TrustError, match="another use"):
+        check_terms("f", verdict, texts())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ model or a list, and a certificate that claimed them would promise too much.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,6 +32,20 @@ _EMAIL = re.compile(
 # Reserved for documentation and tests (RFC 2606, RFC 6761): nobody has such an address.
 _RESERVED_DOMAIN = re.compile(
     r"(?:^|\.)(?:example(?:\.(?:com|org|net))?|test|invalid|localhost)$", re.IGNORECASE
+)
+
+# One character for one, so that places in the text stay true. The canonical form folds most of
+# these too: what a check did not see would stand in the certified record.
+_HYPHENS = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"
+_PLAIN = (
+    {ord(char): "-" for char in _HYPHENS}
+    | {ord("\uff20"): "@", ord("\ufe6b"): "@"}
+    | {code: " " for code in range(128, 0x3001) if chr(code).isspace()}
+    | {
+        code: str(unicodedata.digit(chr(code)))
+        for code in range(128, 0x20000)
+        if unicodedata.category(chr(code)) == "Nd"
+    }
 )
 
 MIN_ID_DIGITS = 4  # an Indian PAN has four, every other number more
@@ -93,7 +108,7 @@ class Personal:
     name: str = "personal"
     version: str = field(
         default_factory=lambda: (
-            f"1, phonenumbers {version('phonenumbers')}, python-stdnum "
+            f"2, phonenumbers {version('phonenumbers')}, python-stdnum "
             f"{version('python-stdnum')}, detect-secrets {version('detect-secrets')}"
         )
     )
@@ -110,10 +125,12 @@ class Personal:
 def find(text: str) -> list[Span]:
     """Kind, start and end of each piece of personal data in a text.
 
+    0. White space, hyphens and digits of other scripts are read as the plain ones.
     1. Cheap signs (an @, digits, a long run without white space) decide which finders run.
     2. Finders run from the surest to the least sure; what overlaps an earlier finding is left out.
     """
     # 1. and 2.
+    text = text if text.isascii() else text.translate(_PLAIN)
     found: list[Span] = []
     if _SECRET_LIKE.search(text):
         _keep(found, _secrets(text))

@@ -79,6 +79,23 @@ def test_personal_data_is_found_at_its_place(text: str, kind: str, value: str) -
     assert [(k, text[start:end]) for k, start, end in find(text)] == [(kind, value)]
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("pay 4111\u00a01111\u00a01111\u00a01111", "payment-card"),
+        ("pay 4111\u20111111\u20111111\u20111111", "payment-card"),
+        ("pay \uff14111 1111 1111 1111", "payment-card"),
+        ("to DE89\u202f3704\u202f0044\u202f0532\u202f0130\u202f00", "iban"),
+        ("write to bob\uff20firm.com", "email"),
+        ("call +44\u00a020\u00a07183\u00a08750", "phone"),
+    ],
+)
+def test_other_spaces_hyphens_and_digits_hide_nothing(text: str, kind: str) -> None:
+    """The canonical form reads most of them as the plain ones, so a check must too."""
+    [(got, start, end)] = find(text)
+    assert got == kind and text[start:end] in text
+
+
 @pytest.mark.parametrize("text", NOT_FOUND)
 def test_everyday_numbers_are_not_personal_data(text: str) -> None:
     assert find(text) == []
