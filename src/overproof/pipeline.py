@@ -10,7 +10,7 @@ from pathlib import Path
 
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Artifact, Json, Resource, Work, build, disk_error, exclusive
+from overproof.core.artifact import Artifact, Json, Resource, Work, build, disk_errors, exclusive
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe, Section
 from overproof.core.console import note
@@ -116,7 +116,8 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, initial=start,
         student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
-    return publish(parts, recipe, decision, plan, teacher, out, signer)
+    with disk_errors(out):
+        return publish(parts, recipe, decision, plan, teacher, out, signer)
 
 
 def _load(recipe: Recipe) -> local.Teacher:
@@ -172,26 +173,7 @@ def publish(
     out: Path,
     signer: keys.PrivateKey,
 ) -> Path:
-    """Write the release beside its place, prove it, verify it, and move it there.
-
-    Raises:
-        StageError: the disk is full or the folder cannot be written; an older release stays.
-    """
-    try:
-        return _publish(parts, recipe, decision, plan, teacher, out, signer)
-    except OSError as error:
-        raise disk_error(error, out) from error
-
-
-def _publish(
-    parts: Parts,
-    recipe: Recipe,
-    decision: gate.Decision,
-    plan: obligations.Plan,
-    teacher: Resource,
-    out: Path,
-    signer: keys.PrivateKey,
-) -> Path:
+    """Write the release beside its place, prove it, verify it, and move it there."""
     final, partial = out / RELEASE, out / f".{RELEASE}.partial"
     if plan.message:
         note(plan.message)

@@ -319,6 +319,19 @@ def disk_error(error: OSError, where: Path) -> StageError:
     )
 
 
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Tell an `OSError` of the block in words.
+
+    Raises:
+        StageError: see `disk_error`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, where) from error
+
+
 def _existing(final: Path, identity: Json) -> Artifact | None:
     try:
         found = load(final)

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from overproof.core.artifact import disk_error, write_atomic
+from overproof.core.artifact import disk_errors, write_atomic
 from overproof.release import words
 from overproof.release.conclusion import METRICS, conclude
 from overproof.release.facts import Json, ReportFacts, clean
@@ -67,10 +67,8 @@ def write_card(
         StageError: the folder cannot be written, or the disk is full.
     """
     text = render(facts, licence=licence, card_lines=card_lines, language=language)
-    try:
+    with disk_errors(folder):
         write_atomic(folder / CARD_FILE, text.encode())
-    except OSError as error:
-        raise disk_error(error, folder) from error
 
 
 def render(

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from overproof.core.artifact import disk_error, write_atomic
+from overproof.core.artifact import disk_errors, write_atomic
 from overproof.core.digest import pretty
 from overproof.release import charts, words
 from overproof.release.conclusion import METRICS, Conclusion, conclude
@@ -65,11 +65,9 @@ def write_report(facts: ReportFacts, folder: Path) -> None:
     """
     data = pretty(to_json(facts)).encode()
     page = render(facts).encode()
-    try:
+    with disk_errors(folder):
         write_atomic(folder / JSON_FILE, data)
         write_atomic(folder / PAGE_FILE, page)
-    except OSError as error:
-        raise disk_error(error, folder) from error
 
 
 def to_json(facts: ReportFacts) -> Json:

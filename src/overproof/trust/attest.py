@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from overproof import __version__
-from overproof.core.artifact import MANIFEST, TEMPORARY, Artifact, disk_error, write_atomic
+from overproof.core.artifact import MANIFEST, TEMPORARY, Artifact, disk_errors, write_atomic
 from overproof.core.digest import sha256_bytes, sha256_json
 from overproof.core.errors import UsageError
 from overproof.trust import predicates
@@ -186,21 +186,17 @@ def seal(
 
 def _remove_cut_writes(release: Path) -> None:
     """What a killed run was writing into `proof/`: no part of the release."""
-    try:
+    with disk_errors(release):
         for stale in (release / PROOF).glob(f".*{TEMPORARY}"):
             stale.unlink()
-    except OSError as error:
-        raise disk_error(error, release) from error
 
 
 def _replace_proof(release: Path, content: Mapping[str, bytes]) -> list[Path]:
-    try:
+    with disk_errors(release):
         (release / PROOF).mkdir(exist_ok=True)
         for name in Folder.list(release).files:
             if is_bundle(name) or is_log(name):
                 (release / name).unlink()
         for name, data in content.items():
             write_atomic(release / name, data)
-    except OSError as error:
-        raise disk_error(error, release) from error
     return [release / name for name in content]

@@ -12,7 +12,7 @@ from license_expression import ExpressionError, get_spdx_licensing
 
 from overproof.core.digest import pretty, sha256_bytes
 from overproof.core.errors import TrustError
-from overproof.trust.chain import EXPORT_KIND, Chain
+from overproof.trust.chain import EXPORT_KIND, SOURCE, Chain
 from overproof.trust.folder import Folder
 from overproof.trust.predicates import (
     Certificate,
@@ -162,11 +162,11 @@ def _has_prefix(duty: Obligation, texts: Texts) -> bool:
 
 
 def _has_notice(duty: Obligation, texts: Texts) -> bool:
-    return _found(duty.value, [f for f in (NOTICE,) if f in texts.files], texts)
+    return _found(duty.value, (NOTICE,), texts)
 
 
 def _has_card_text(duty: Obligation, texts: Texts) -> bool:
-    return _found(duty.value, [f for f in CARDS if f in texts.files], texts)
+    return _found(duty.value, CARDS, texts)
 
 
 def _is_passed_on(duty: Obligation, texts: Texts) -> bool:
@@ -190,9 +190,11 @@ def _has_licence_copy(duty: Obligation, texts: Texts) -> bool:
     )
 
 
-def _found(text: str, files: list[str], texts: Texts) -> bool:
+def _found(text: str, files: tuple[str, ...], texts: Texts) -> bool:
+    """Whether one of these files, where it is there, holds the text."""
     wanted = " ".join(text.split())  # a card may wrap its lines
-    return any(wanted in " ".join(texts.read(name).split()) for name in files)
+    there = [name for name in files if name in texts.files]
+    return any(wanted in " ".join(texts.read(name).split()) for name in there)
 
 
 RECHECKS: Mapping[str, Callable[[Obligation, Texts], bool]] = {
@@ -217,7 +219,7 @@ def _check_datasets(proofs: Proofs, chain: Chain) -> tuple[tuple[str, Certificat
                 details=[f"dataset {shown(stage.name)!r}, sha256:{stage.sha256}"],
             )
         item, certificate = certificates[stage.sha256]
-        sources = {end.digest.sha256 for end in stage.inputs if end.annotations.kind == "source"}
+        sources = {end.digest.sha256 for end in stage.inputs if end.annotations.kind == SOURCE}
         check_certificate(item, certificate, sources, heads.get(stage.sha256))
         if stage.files.get(CERTIFICATE) != sha256_bytes(pretty(item.statement.predicate).encode()):
             raise TrustError(

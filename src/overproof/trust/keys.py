@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from overproof.core.artifact import disk_error
+from overproof.core.artifact import disk_errors
 from overproof.core.errors import TrustError, UsageError
 
 DEFAULT_NAME = "default"
@@ -203,14 +203,13 @@ def create(folder: Path, name: str = DEFAULT_NAME) -> PrivateKey:
                 hint="give the new key another name: overproof keys new NAME",
             )
     key = PrivateKey.generate()
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write_new(private, key.pem, 0o600)
-        _write_new(public, key.public.pem, 0o644)
-    except FileExistsError as error:
-        raise UsageError(f"{error.filename} was made meanwhile by another run") from error
-    except OSError as error:
-        raise disk_error(error, folder) from error
+    with disk_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _write_new(private, key.pem, 0o600)
+            _write_new(public, key.public.pem, 0o644)
+        except FileExistsError as error:
+            raise UsageError(f"{error.filename} was made meanwhile by another run") from error
     return key
 
 
@@ -226,10 +225,8 @@ def ensure(folder: Path, name: str = DEFAULT_NAME) -> PrivateKey:
         return create(folder, name)
     key = PrivateKey.load(private)
     if not public.exists():  # a run was killed between the two
-        try:
+        with disk_errors(folder):
             _write_new(public, key.public.pem, 0o644)
-        except OSError as error:
-            raise disk_error(error, folder) from error
     return key
 
 

@@ -172,24 +172,20 @@ def test_a_certificate_that_is_not_the_datasets_own(tmp_path: Path) -> None:
     assert caught.value.step == 6
 
 
-def test_a_receipt_about_no_build(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "about", "message"),
+    [("certificate", "signals", "do not agree"), ("parity-receipt", "train", "no build")],
+)
+def test_a_statement_about_the_wrong_kind_of_stage(
+    tmp_path: Path, kind: str, about: str, message: str
+) -> None:
     made = trust_release.make(tmp_path)
-    extra = ("parity-receipt", made.named("train"), trust_release.PARITY)
+    predicate = certified(made) if kind == "certificate" else trust_release.PARITY
+    extra = (kind, made.named(about), predicate)
     trust_release.Synthetic(
         made.release, made.artifacts, (*made.predicates, extra), made.key
     ).attest()
-    with pytest.raises(TrustError, match="no build") as caught:
-        verify(made.release, made.key.public)
-    assert caught.value.step == 6
-
-
-def test_a_certificate_of_no_dataset(tmp_path: Path) -> None:
-    made = trust_release.make(tmp_path)
-    extra = ("certificate", made.named("signals"), certified(made))
-    trust_release.Synthetic(
-        made.release, made.artifacts, (*made.predicates, extra), made.key
-    ).attest()
-    with pytest.raises(TrustError, match="do not agree") as caught:
+    with pytest.raises(TrustError, match=message) as caught:
         verify(made.release, made.key.public)
     assert caught.value.step == 6
 

@@ -34,19 +34,7 @@ _RESERVED_DOMAIN = re.compile(
     r"(?:^|\.)(?:example(?:\.(?:com|org|net))?|test|invalid|localhost)$", re.IGNORECASE
 )
 
-# One character for one, so that places in the text stay true. The canonical form folds most of
-# these too: what a check did not see would stand in the certified record.
 _HYPHENS = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"
-_PLAIN = (
-    {ord(char): "-" for char in _HYPHENS}
-    | {ord("\uff20"): "@", ord("\ufe6b"): "@"}
-    | {code: " " for code in range(128, 0x3001) if chr(code).isspace()}
-    | {
-        code: str(unicodedata.digit(chr(code)))
-        for code in range(128, 0x20000)
-        if unicodedata.category(chr(code)) == "Nd"
-    }
-)
 
 MIN_ID_DIGITS = 4  # an Indian PAN has four, every other number more
 # -- IBAN and payment cards -------------------------------------------------------------------
@@ -125,12 +113,13 @@ class Personal:
 def find(text: str) -> list[Span]:
     """Kind, start and end of each piece of personal data in a text.
 
-    0. White space, hyphens and digits of other scripts are read as the plain ones.
+    White space, hyphens and digits of other scripts are read as the plain ones.
+
     1. Cheap signs (an @, digits, a long run without white space) decide which finders run.
     2. Finders run from the surest to the least sure; what overlaps an earlier finding is left out.
     """
     # 1. and 2.
-    text = text if text.isascii() else text.translate(_PLAIN)
+    text = text if text.isascii() else text.translate(_plain())
     found: list[Span] = []
     if _SECRET_LIKE.search(text):
         _keep(found, _secrets(text))
@@ -143,6 +132,25 @@ def find(text: str) -> list[Span]:
         if _PHONE_LIKE.search(text):
             _keep(found, _phones(text))
     return sorted(found, key=lambda span: span[1:])
+
+
+@cache
+def _plain() -> dict[int, str]:
+    """One character for one, so that places in the text stay true.
+
+    The canonical form folds most of these too: what a check did not see would stand in the
+    certified record.
+    """
+    return (
+        {ord(char): "-" for char in _HYPHENS}
+        | {ord("\uff20"): "@", ord("\ufe6b"): "@"}
+        | {code: " " for code in range(128, 0x3001) if chr(code).isspace()}
+        | {
+            code: str(unicodedata.digit(chr(code)))
+            for code in range(128, 0x20000)
+            if unicodedata.category(chr(code)) == "Nd"
+        }
+    )
 
 
 def _keep(found: list[Span], more: Iterable[Span]) -> None:
