@@ -46,19 +46,19 @@ def plan(recipe: Recipe, path: Path) -> Json:
     narrow = _layer_parameters(config, recipe.student.mlp_width)
     student = recipe.student.layers * narrow + recipe.student.vocabulary * config.hidden_size
     answer = ANSWER_FRACTION * recipe.sample.max_new_tokens
-    prompts = recipe.sample.prompts
+    examples = recipe.sample.prompts * recipe.sample.answers
     slow = 1.0 if device.processor().bf16 else SLOW_FACTOR
     on_teacher, on_student = teacher / REFERENCE_TEACHER * slow, student / REFERENCE_STUDENT * slow
     steps = recipe.train.steps * recipe.train.sequences * recipe.train.sequence_length
     arms = 2 if recipe.train.control else 1
     seconds = {
-        "sample": (prompts + recipe.sample.heldout_prompts) * answer / SAMPLE_RATE * on_teacher,
-        "signals": prompts * (answer + PROMPT_TOKENS) / SIGNAL_RATE * on_teacher,
+        "sample": (examples + recipe.sample.heldout_prompts) * answer / SAMPLE_RATE * on_teacher,
+        "signals": examples * (answer + PROMPT_TOKENS) / SIGNAL_RATE * on_teacher,
         "train": arms * steps / TRAIN_RATE * on_student,
         "evaluate": recipe.sample.heldout_prompts * answer / EVALUATE_RATE * on_teacher,
         "other": FIXED_SECONDS,
     }
-    signal_bytes = prompts * answer * recipe.signals.top_k * BYTES_PER_SIGNAL
+    signal_bytes = examples * answer * recipe.signals.top_k * BYTES_PER_SIGNAL
     return {
         "recipe": recipe.name,
         "data": {

@@ -62,6 +62,8 @@ def test_more_work_takes_longer(support: Json) -> None:
     more = made(f"sample.prompts={2 * prompts}")
     assert more["expected_seconds"]["sample"] > 1.8 * support["expected_seconds"]["sample"]
     assert more["expected_disk_bytes"] > support["expected_disk_bytes"]
+    again = made("sample.answers=2")["expected_seconds"]
+    assert again["signals"] == pytest.approx(more["expected_seconds"]["signals"], abs=1)
 
 
 def test_nothing_is_spent_on_a_recipe_that_cannot_run() -> None:

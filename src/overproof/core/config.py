@@ -50,6 +50,7 @@ class SampleConfig(Section):
     """How the teacher's answers are drawn."""
 
     prompts: Positive = Field(description="training prompts to answer, drawn by seed")
+    answers: Positive = Field(1, description="answers drawn to each training prompt")
     heldout_prompts: Positive = Field(200, description="held-out prompts to answer, drawn by seed")
     temperature: float = Field(0.7, gt=0.0, description="of the draws; signals are taken at 1")
     top_p: Fraction = Field(1.0, description="draw from the tokens that reach this mass")

@@ -92,6 +92,8 @@ def pack(
     starts = np.concatenate([[0], np.cumsum([len(example) for example in examples])])
     rows: list[list[int]] = []
     free: list[int] = []
+    usable: list[int] = []  # rows that the shortest example fits, oldest first
+    shortest = min(map(len, examples), default=0)
     for index in order:
         need = len(examples[index])
         if need > room:
@@ -100,14 +102,15 @@ def pack(
                 details=[f"{len(prefix)} tokens go to the shared prefix"],
                 hint="raise train.sequence_length or lower sample.max_new_tokens",
             )
-        for row, left in enumerate(free):
-            if need <= left:
-                rows[row].append(index)
-                free[row] -= need
-                break
-        else:
-            rows.append([index])
-            free.append(room - need)
+        row = next((row for row in usable if need <= free[row]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(room)
+            usable.append(row)
+        rows[row].append(index)
+        free[row] -= need
+        if free[row] < shortest:
+            usable.remove(row)
     return _lay(prefix, examples, length, rows, starts)
 
 

@@ -6,14 +6,13 @@ K kept tokens, V student vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.example import Example
@@ -100,23 +99,27 @@ class TrainSet:
         ]
 
 
-def project(signals: Signals, vocabulary: Vocabulary, top_k: int) -> tuple[Tensor, Tensor]:
-    """The teacher's distributions over the student's tokens: ids and probabilities, (M, K).
+def project(
+    signals: Signals, vocabulary: Vocabulary, top_k: int
+) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.float32]]]:
+    """The teacher's distributions over the student's tokens, some positions at a time.
 
     The mass of a token that the student lacks goes to the first piece of its spelling. K is
     `top_k`, or the student's vocabulary where that is smaller.
+
+    Yields:
+        which answer positions of the teacher; ids and probabilities there, (m, K) each.
     """
     student_ids = torch.from_numpy(vocabulary.student_ids_U)
     count, top_k = len(signals.tail_N), min(top_k, vocabulary.size)
-    ids, probs = torch.zeros(count, top_k, dtype=torch.long), torch.zeros(count, top_k)
     for start in range(0, count, PROJECT_ROWS):
-        rows = slice(start, start + PROJECT_ROWS)
-        mass_MV = torch.zeros(len(signals.tail_N[rows]), vocabulary.size)
-        mass_MV.scatter_add_(
+        rows = slice(start, min(count, start + PROJECT_ROWS))
+        mass_mV = torch.zeros(rows.stop - start, vocabulary.size)
+        mass_mV.scatter_add_(
             1, student_ids[signals.ids_NK[rows].long()], signals.log_probs_NK[rows].float().exp()
         )
-        probs[rows], ids[rows] = mass_MV.topk(top_k, dim=-1)
-    return ids, probs
+        probs_mK, ids_mK = mass_mV.topk(top_k, dim=-1)
+        yield rows, ids_mK.int().numpy(), probs_mK.numpy()
 
 
 def build_train_set(
@@ -135,18 +138,17 @@ def build_train_set(
     position = np.array([place for one in respelled for place in one.teacher_positions])
     spelled = np.array([flag for one in respelled for flag in one.spelled])
     lengths = np.array([len(one.tokens) for one in respelled])
-    starts = np.cumsum([0, *(len(example.answer) for example in examples[:-1])])
-    position = np.where(position == NO_TARGET, NO_TARGET, position + np.repeat(starts, lengths))
     kept = 1 if signals is None else min(signals.ids_NK.shape[1], vocabulary.size)
     # The default target is the next token itself: for the control arm, and inside spellings.
-    ids = np.repeat(np.roll(tokens, -1)[:, None], kept, axis=1).astype(np.int32)
+    ids = np.empty((len(tokens), kept), np.int32)
+    ids[:] = np.roll(tokens, -1)[:, None]
     probs = np.zeros((len(tokens), kept), np.float32)
     probs[:, 0] = 1.0
-    drawn = position != NO_TARGET
+    drawn = np.flatnonzero(position != NO_TARGET)  # one for each answer position, in their order
     if signals is not None:
-        student_ids, student_probs = project(signals, vocabulary, kept)
-        ids[drawn] = student_ids.numpy()[position[drawn]]
-        probs[drawn] = student_probs.numpy()[position[drawn]]
-    weight = (drawn | spelled).astype(np.float32)
+        for rows, student_ids, student_probs in project(signals, vocabulary, kept):
+            ids[drawn[rows]], probs[drawn[rows]] = student_ids, student_probs
+    weight = spelled.astype(np.float32)
+    weight[drawn] = 1.0
     head = [piece for token in prefix for piece in vocabulary.pieces(token)]
     return TrainSet(np.array(head), lengths, tokens, ids, probs, weight)

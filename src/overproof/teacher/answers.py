@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +47,9 @@ def sample(
     """Answer the prompts of both splits with the teacher.
 
     1. Draw the prompts by the recipe's seed; render them with the teacher's chat template.
-    2. Draw the answers; each is kept in a journal as soon as it ends.
-    3. Write them in the order of the prompts.
+    2. Draw the answers, several a training prompt if the recipe says so; each is kept in a
+       journal as soon as it ends.
+    3. Write them in the order of the prompts, a prompt's equal answers once.
 
     Args:
         load: loads the teacher, called only if there is something to do.
@@ -72,30 +73,32 @@ def sample(
             for key, prompt in split
         }
         prefix = shared_prefix(list(rendered.values()))
-        requests = [
-            Request.make(key, ids[len(prefix) :], recipe.seed) for key, ids in rendered.items()
-        ]
+        draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
+        requests = {
+            name: [
+                Request.make(f"{key}/{draw}", rendered[key][len(prefix) :], recipe.seed)
+                for draw in range(draws[name])
+                for key, _ in split
+            ]
+            for name, split in wanted.items()
+        }
         # 2.
         drawing = Drawing.of(recipe.sample, teacher.stop_ids)
         journal = Journal(work.scratch("journal.jsonl"))
-        expected = len(requests) * recipe.sample.max_new_tokens
+        both = [*requests[TRAIN], *requests[HELDOUT]]
+        expected = len(both) * recipe.sample.max_new_tokens
         with meter("sampling", expected, "tokens") as progress:
-            answers = draw_all(teacher.half, prefix, requests, drawing, journal, progress)
+            answers = draw_all(teacher.half, prefix, both, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
         journal.close()
         # 3.
-        for name, split in wanted.items():
-            rows = [
-                {"key": key, "prompt": rendered[key][len(prefix) :], "answer": answers[key]}
-                for key, _ in split
-            ]
-            (work.folder / name).write_text(
-                "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-            )
+        counts = {
+            name: _write(work.folder / name, split, answers) for name, split in requests.items()
+        }
         (work.folder / PREFIX).write_text(json.dumps(list(prefix)), encoding="utf-8")
         return {
-            "train": len(wanted[TRAIN]),
-            "heldout": len(wanted[HELDOUT]),
+            "train": counts[TRAIN],
+            "heldout": counts[HELDOUT],
             "tokens": sum(map(len, answers.values())),
             "prefix_tokens": len(prefix),
         }
@@ -112,6 +115,18 @@ def sample(
         "heldout": heldout,
     }
     return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
+
+
+def _write(path: Path, requests: Sequence[Request], answers: Mapping[str, list[int]]) -> int:
+    """Write the answers of one split; returns how many differ from their prompt's earlier ones."""
+    rows = dict[tuple[str, tuple[int, ...]], tuple[int, ...]]()
+    for request in requests:
+        key, _, _ = request.key.partition("/")
+        rows[key, tuple(answers[request.key])] = request.ids
+    with path.open("w", encoding="utf-8") as stream:
+        for (key, answer), prompt in rows.items():
+            stream.write(json.dumps({"key": key, "prompt": prompt, "answer": answer}) + "\n")
+    return len(rows)
 
 
 def read(samples: Artifact) -> Answers:

@@ -6,6 +6,7 @@ import tiny_teacher as tiny
 import torch
 import training
 
+from overproof.student import examples as module
 from overproof.student.examples import NO_TARGET, build_train_set, project, respell
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.example import Example
@@ -61,9 +62,10 @@ def test_projection_sums_the_mass_of_tokens_with_one_first_piece(
         torch.tensor([[0.5, 0.25, 0.125]]).log().half(),
         torch.tensor([0.125]).log(),
     )
-    ids, probs = project(signals, small, 3)
+    ((rows, ids, probs),) = project(signals, small, 3)
+    assert rows == slice(0, 1)
     assert ids[0, :2].tolist() == [first, int(small.student_ids_U[other])]
-    torch.testing.assert_close(probs[0], torch.tensor([0.75, 0.125, 0.0]), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(probs[0], [0.75, 0.125, 0.0], rtol=1e-3, atol=1e-6)
 
 
 def test_projection_to_more_than_the_student_has(small: Vocabulary) -> None:
@@ -74,10 +76,13 @@ def test_projection_to_more_than_the_student_has(small: Vocabulary) -> None:
     assert (data.ids_NK < 280).all()
 
 
-def test_a_set_lines_up_with_the_teacher(small: Vocabulary) -> None:
+def test_a_set_lines_up_with_the_teacher(
+    small: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = tiny.examples(12)
     signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, 8)
-    ids, probs = project(signals, small, 8)
+    ((_, ids, probs),) = project(signals, small, 8)
+    monkeypatch.setattr(module, "PROJECT_ROWS", 7)
     data = build_train_set(training.HEAD, examples, small, signals)
     assert [piece for t in training.HEAD for piece in small.pieces(t)] == data.prefix.tolist()
     start, row = 0, 0
@@ -88,8 +93,8 @@ def test_a_set_lines_up_with_the_teacher(small: Vocabulary) -> None:
             assert data.tokens_N[at] == one.tokens[place]
             assert data.weight_N[at] == (position != NO_TARGET or one.spelled[place])
             if position != NO_TARGET:
-                assert (data.ids_NK[at] == ids[row + position].numpy()).all()
-                assert (data.probs_NK[at] == probs[row + position].numpy()).all()
+                assert (data.ids_NK[at] == ids[row + position]).all()
+                assert (data.probs_NK[at] == probs[row + position]).all()
             elif one.spelled[place]:
                 assert data.ids_NK[at, 0] == one.tokens[place + 1]
                 assert data.probs_NK[at].tolist() == [1.0] + [0.0] * 7

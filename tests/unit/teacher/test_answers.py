@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overproof.core.errors import UsageError
-from overproof.teacher.answers import _prompt, shared_prefix
+from overproof.teacher.answers import _prompt, _write, shared_prefix
 from overproof.teacher.example import Example
+from overproof.teacher.sample import Request
 
 PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)
 
@@ -54,3 +57,18 @@ def test_a_record_that_is_no_prompt_is_told() -> None:
         with pytest.raises(UsageError, match="one prompt") as caught:
             _prompt(row(wrong))
         assert "record abc" in caught.value.render()
+
+
+def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path) -> None:
+    requests = [
+        Request.make(f"{key}/{draw}", ids, 0)
+        for draw in (0, 1, 2)
+        for key, ids in (("a", [1, 2]), ("b", [3]))
+    ]
+    said = {"a/0": [7], "b/0": [7], "a/1": [7], "b/1": [8], "a/2": [9], "b/2": [7]}
+    assert _write(tmp_path / "train.jsonl", requests, said) == 4
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [(row["key"], row["prompt"], row["answer"]) for row in rows] == [
+        *(("a", [1, 2], [7]), ("b", [3], [7])),
+        *(("b", [3], [8]), ("a", [1, 2], [9])),
+    ]
