@@ -32,22 +32,34 @@ def bucket_kl(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor) -> tuple[Tens
     Returns:
         the divergence of each position in nats, shape (C,), and its gradient by logits_CV.
     """
-    log_q_CV = torch.log_softmax(logits_CV, dim=-1)
-    q_CV = log_q_CV.exp()
-    log_q_CK = log_q_CV.gather(-1, ids_CK)
-    kept_CK = (probs_CK > 0).to(q_CV.dtype)
-    tail_p_C = (1.0 - probs_CK.sum(-1)).clamp_min(0.0)
+    grad_CV = logits_CV.clone()
+    return _bucket_kl_(grad_CV, ids_CK, probs_CK, logits_CV.new_ones(len(logits_CV))), grad_CV
+
+
+def _bucket_kl_(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor, weight_C: Tensor) -> Tensor:
+    """`bucket_kl` in place: the logits become their gradient, times the position's weight.
+
+    Five passes over (C, V), nothing of that size made: the loss was a third of a training step.
+    """
+    largest_C1 = logits_CV.amax(-1, keepdim=True)
+    own_CK = logits_CV.gather(-1, ids_CK) - largest_C1
+    exp_CV = logits_CV.sub_(largest_C1).exp_()
+    kept_CK = probs_CK > 0
+    exp_CK = torch.where(kept_CK, exp_CV.gather(-1, ids_CK), 0.0)
     # The tail's mass is summed over the other tokens: 1 - sum(kept) would lose all its digits.
-    rest_CV = q_CV.scatter_add(-1, ids_CK, -q_CV.gather(-1, ids_CK) * kept_CK)
-    tail_q_C = rest_CV.sum(-1)
-    tiny = torch.finfo(q_CV.dtype).tiny
-    loss_C = (_class_term(probs_CK, log_q_CK) * kept_CK).sum(-1)
-    loss_C = loss_C + _class_term(tail_p_C, tail_q_C.clamp_min(tiny).log())
+    exp_CV.scatter_add_(-1, ids_CK, -exp_CK)
+    tail_C = exp_CV.sum(-1)
+    sum_C = tail_C + exp_CK.sum(-1)
+    tail_p_C = (1.0 - probs_CK.sum(-1)).clamp_min(0.0)
+    tail_q_C = (tail_C / sum_C).clamp_min(torch.finfo(exp_CV.dtype).tiny)
+    log_q_CK = own_CK - sum_C.log().unsqueeze(-1)
+    loss_C = torch.where(kept_CK, _class_term(probs_CK, log_q_CK), 0.0).sum(-1)
+    loss_C = loss_C + _class_term(tail_p_C, tail_q_C.log())
     # d/dz: q minus p on the kept tokens; on the others q minus their share of the tail's p.
-    ratio_C = tail_p_C / tail_q_C.clamp_min(tiny)
-    grad_CV = q_CV - rest_CV.mul_(ratio_C.unsqueeze(-1))
-    grad_CV.scatter_add_(-1, ids_CK, -probs_CK)
-    return loss_C, grad_CV
+    exp_CV.mul_(((1.0 - tail_p_C / tail_q_C) / sum_C * weight_C).unsqueeze(-1))
+    own_grad_CK = (exp_CK / sum_C.unsqueeze(-1) - probs_CK) * weight_C.unsqueeze(-1)
+    exp_CV.scatter_add_(-1, ids_CK, own_grad_CK)
+    return loss_C
 
 
 def _class_term(p: Tensor, log_q: Tensor) -> Tensor:
@@ -91,9 +103,9 @@ class _ChunkedBucketKl(torch.autograd.Function):
                 strict=True,
             )
             for logits, ids, probs, weight in rows:
-                loss_C, grad_CV = bucket_kl(logits.to(precise), ids, probs)
-                total += (loss_C * weight).sum().double()
-                logits.copy_(grad_CV.mul_(weight.unsqueeze(-1)))
+                exact_CV = logits.to(precise)
+                total += (_bucket_kl_(exact_CV, ids, probs, weight) * weight).sum().double()
+                logits.copy_(exact_CV)
             grad_hidden_ND[part] = (logits_CV @ head).to(hidden_ND.dtype)
             grad_head_VD.addmm_(logits_CV.T.to(head_VD.dtype), hidden_CD.to(head_VD.dtype))
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
