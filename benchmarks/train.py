@@ -37,7 +37,7 @@ from overproof.student.optimizer import rate  # noqa: E402
 from overproof.student.train import batches, train  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
-from overproof.teacher.signals import read_signals  # noqa: E402
+from overproof.teacher.signals import SignalCache  # noqa: E402
 
 PLAIN_ROWS = 16  # examples a step: about as many answer tokens as one of our steps
 
@@ -123,13 +123,16 @@ def main() -> None:
     teacher = local.load(recipe.teacher.model)
     answers = read(artifact.load(stages / "samples"))
     start = initial.load(stages / "initial")
-    signals = read_signals(stages / "signals")
-    data = build_train_set(answers.prefix, answers.train, start.vocabulary, signals)
-    budget = answer_tokens(data, recipe)
+    signals = SignalCache(stages / "signals")
     models, rates = {}, {}
     with tempfile.TemporaryDirectory() as folder, meter("ours", given.steps, "steps") as bar:
+        examples = Path(folder) / "examples"
+        data = build_train_set(
+            examples, answers.prefix, answers.train, start.vocabulary, signals, signals.top_k
+        )
+        budget = answer_tokens(data, recipe)
         model, began = copy.deepcopy(start.model), time.perf_counter()
-        train(model, data, recipe.train, recipe.seed, Path(folder), bar)
+        train(model, examples, recipe.train, recipe.seed, Path(folder), bar)
         rates["ours"] = budget / (time.perf_counter() - began)
         models["ours"] = model.eval()
     note(f"ours: {rates['ours']:.0f} answer tokens/s")

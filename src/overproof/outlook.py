@@ -75,9 +75,10 @@ def plan(recipe: Recipe, path: Path) -> Json:
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
         "expected_total_seconds": round(sum(seconds.values())),
         "expected_memory_bytes": round(
-            14 * teacher + 20 * student + signal_bytes + PROCESS_BYTES * (device.cores() + 1)
+            14 * teacher + 20 * student + PROCESS_BYTES * (device.cores() + 1)
         ),
-        "expected_disk_bytes": round(16 * student + 2 * teacher + 2 * signal_bytes),
+        # Signals, and what the student trains on: 14 bytes a kept token, also at the prompt's.
+        "expected_disk_bytes": round(16 * student + 2 * teacher + 3 * signal_bytes),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,

@@ -15,7 +15,7 @@ from overproof.student import initial as first
 from overproof.student.examples import build_train_set
 from overproof.student.train import train
 from overproof.teacher.answers import read
-from overproof.teacher.signals import read_signals
+from overproof.teacher.signals import SignalCache
 
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
 
@@ -37,14 +37,21 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
     def make(work: Work) -> Json:
         answers = read(inputs["samples"])
         start = first.load(inputs["initial"].path)
-        signals = read_signals(inputs["signals"].path) if "signals" in inputs else None
-        data = build_train_set(answers.prefix, answers.train, start.vocabulary, signals)
-        del signals
+        signals = SignalCache(inputs["signals"].path) if "signals" in inputs else None
+        examples = work.scratch("examples")
+        build_train_set(
+            examples,
+            answers.prefix,
+            answers.train,
+            start.vocabulary,
+            signals,
+            signals.top_k if signals else 1,
+        )
         device.release_memory()  # the projection's temporaries, before the workers need room
         with meter(f"training {kind}", recipe.train.steps, "steps") as progress:
             done = train(
                 start.model,
-                data,
+                examples,
                 recipe.train,
                 recipe.seed,
                 work.scratch("train"),

@@ -6,9 +6,10 @@ K kept tokens, V student vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def respell(example: Example, vocabulary: Vocabulary) -> StudentExample:
 
 @dataclass(frozen=True)
 class TrainSet:
-    """Examples with a target at each position, as plain arrays that workers can map.
+    """Examples with a target at each position, as arrays in files that every worker maps.
 
     Attributes:
         prefix: tokens of the shared prefix.
@@ -76,17 +77,11 @@ class TrainSet:
     probs_NK: NDArray[np.float32]
     weight_N: NDArray[np.float32]
 
-    def save(self, folder: Path) -> None:
-        """One `.npy` file an array, so that each can be mapped."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, array in vars(self).items():
-            np.save(folder / f"{name}.npy", array)
-
     @classmethod
     def map(cls, folder: Path) -> TrainSet:
-        """Map the arrays of a saved set, without reading them."""
+        """Map the arrays that `build_train_set` wrote, one `.npy` file each, without reading."""
         return cls(
-            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__annotations__}
+            **{name: np.load(_file(folder, name), mmap_mode="r") for name in cls.__annotations__}
         )
 
     @property
@@ -101,54 +96,104 @@ class TrainSet:
 
 def project(
     signals: Signals, vocabulary: Vocabulary, top_k: int
-) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.float32]]]:
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """The teacher's distributions over the student's tokens, some positions at a time.
 
-    The mass of a token that the student lacks goes to the first piece of its spelling. K is
-    `top_k`, or the student's vocabulary where that is smaller.
+    The mass of a token that the student lacks goes to the first piece of its spelling.
 
     Yields:
-        which answer positions of the teacher; ids and probabilities there, (m, K) each.
+        ids and probabilities, (m, K) each, most likely first. K is `top_k`, or the student's
+        vocabulary where that is smaller.
     """
     student_ids = torch.from_numpy(vocabulary.student_ids_U)
-    count, top_k = len(signals.tail_N), min(top_k, vocabulary.size)
-    for start in range(0, count, PROJECT_ROWS):
-        rows = slice(start, min(count, start + PROJECT_ROWS))
-        mass_mV = torch.zeros(rows.stop - start, vocabulary.size)
-        mass_mV.scatter_add_(
-            1, student_ids[signals.ids_NK[rows].long()], signals.log_probs_NK[rows].float().exp()
-        )
-        probs_mK, ids_mK = mass_mV.topk(top_k, dim=-1)
-        yield rows, ids_mK.int().numpy(), probs_mK.numpy()
+    top_k = min(top_k, vocabulary.size)
+    parts = (signals.ids_NK.split(PROJECT_ROWS), signals.log_probs_NK.split(PROJECT_ROWS))
+    for ids_mK, log_probs_mK in zip(*parts, strict=True):
+        mass_mV = torch.zeros(len(ids_mK), vocabulary.size)
+        mass_mV.scatter_add_(1, student_ids[ids_mK.long()], log_probs_mK.float().exp())
+        probs_mK, best_mK = mass_mV.topk(top_k, dim=-1)
+        yield best_mK.int().numpy(), probs_mK.numpy()
 
 
 def build_train_set(
+    folder: Path,
     prefix: Sequence[int],
     examples: Sequence[Example],
     vocabulary: Vocabulary,
-    signals: Signals | None,
+    signals: Iterable[Signals] | None,
+    top_k: int = 1,
 ) -> TrainSet:
-    """Targets for every position of every example.
+    """Write the targets of every position of every example, and map them.
 
     Args:
-        signals: the teacher's; None for the control arm, whose target is the next token alone.
+        folder: where the arrays go; what is there is overwritten.
+        signals: the teacher's, in the order of the examples; None for the control arm, whose
+            target is the next token alone.
+        top_k: tokens kept a position, of `signals`.
     """
     respelled = [respell(example, vocabulary) for example in examples]
     tokens = np.array([token for one in respelled for token in one.tokens])
     position = np.array([place for one in respelled for place in one.teacher_positions])
+    drawn = position != NO_TARGET
     spelled = np.array([flag for one in respelled for flag in one.spelled])
-    lengths = np.array([len(one.tokens) for one in respelled])
-    kept = 1 if signals is None else min(signals.ids_NK.shape[1], vocabulary.size)
-    # The default target is the next token itself: for the control arm, and inside spellings.
-    ids = np.empty((len(tokens), kept), np.int32)
-    ids[:] = np.roll(tokens, -1)[:, None]
-    probs = np.zeros((len(tokens), kept), np.float32)
-    probs[:, 0] = 1.0
-    drawn = np.flatnonzero(position != NO_TARGET)  # one for each answer position, in their order
-    if signals is not None:
-        for rows, student_ids, student_probs in project(signals, vocabulary, kept):
-            ids[drawn[rows]], probs[drawn[rows]] = student_ids, student_probs
-    weight = spelled.astype(np.float32)
-    weight[drawn] = 1.0
-    head = [piece for token in prefix for piece in vocabulary.pieces(token)]
-    return TrainSet(np.array(head), lengths, tokens, ids, probs, weight)
+    small = {
+        "prefix": np.array([piece for token in prefix for piece in vocabulary.pieces(token)]),
+        "lengths": np.array([len(one.tokens) for one in respelled]),
+        "tokens_N": tokens,
+        "weight_N": (drawn | spelled).astype(np.float32),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in small.items():
+        np.save(_file(folder, name), array)
+    chunks = (chunk for shard in signals or () for chunk in project(shard, vocabulary, top_k))
+    shape = (len(tokens), min(top_k, vocabulary.size))
+    # Written piece after piece: a full disk is an error here, in mapped memory it is a crash.
+    with (
+        _open(folder, "ids_NK", np.int32, shape) as to_ids,
+        _open(folder, "probs_NK", np.float32, shape) as to_probs,
+    ):
+        for ids_mK, probs_mK in _blocks(tokens, np.flatnonzero(drawn), chunks, shape[1]):
+            to_ids.write(ids_mK.tobytes())
+            to_probs.write(probs_mK.tobytes())
+    return TrainSet.map(folder)
+
+
+def _blocks(
+    tokens_N: NDArray[np.int64],
+    drawn: NDArray[np.int64],
+    chunks: Iterable[tuple[NDArray[np.int32], NDArray[np.float32]]],
+    top_k: int,
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """Targets of all positions, in order; `chunks` are those of the positions `drawn`.
+
+    The target of the others is the next token itself: for the control arm, and inside spellings.
+    """
+    following_N = np.roll(tokens_N, -1)
+
+    def block(start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        ids = np.repeat(following_N[start:stop].astype(np.int32)[:, None], top_k, axis=1)
+        probs = np.zeros(ids.shape, np.float32)
+        probs[:, 0] = 1.0
+        return ids, probs
+
+    start = done = 0
+    for own_ids, own_probs in chunks:
+        at = drawn[done : done + len(own_ids)]
+        ids, probs = block(start, at[-1] + 1)
+        ids[at - start], probs[at - start] = own_ids, own_probs
+        yield ids, probs
+        start, done = at[-1] + 1, done + len(at)
+    yield block(start, len(tokens_N))
+
+
+def _file(folder: Path, array: str) -> Path:
+    return folder / f"{array}.npy"
+
+
+def _open(folder: Path, array: str, dtype: type[np.generic], shape: tuple[int, int]) -> BinaryIO:
+    """The array's file with its header written, for the values to follow in C order."""
+    stream = _file(folder, array).open("wb")
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream

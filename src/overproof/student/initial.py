@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from overproof.student.vocabulary import Vocabulary, trim  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
-from overproof.teacher.signals import Signals, answer_mask, read_signals  # noqa: E402
+from overproof.teacher.signals import SignalCache, Signals, answer_mask  # noqa: E402
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
@@ -50,7 +50,7 @@ def make(
     teacher: Teacher,
     prefix: Sequence[int],
     examples: Sequence[Example],
-    signals: Signals,
+    signals: SignalCache | Sequence[Signals],
     config: StudentConfig,
     length: int,
 ) -> Initial:
@@ -115,7 +115,7 @@ def initial(
             teacher,
             answers.prefix,
             answers.train,
-            read_signals(signals.path),
+            SignalCache(signals.path),
             recipe.student,
             recipe.train.sequence_length,
         )
@@ -184,13 +184,17 @@ def save_tokenizer(tokenizer: Tokenizer, teacher: Teacher, folder: Path) -> None
 
 
 def _mass(
-    teacher: Teacher, prefix: Sequence[int], examples: Sequence[Example], signals: Signals
+    teacher: Teacher,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    signals: Iterable[Signals],
 ) -> NDArray[np.float64]:
     """How much the task needs each teacher token: the teacher's probability, and its use."""
     size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
-    ids = signals.ids_NK.numpy().ravel()
-    probs = signals.log_probs_NK.double().exp().numpy().ravel()
-    mass = np.bincount(ids, probs, size).astype(np.float64)
+    mass = np.zeros(size)
+    for shard in signals:
+        probs_NK = shard.log_probs_NK.double().exp().numpy()
+        mass += np.bincount(shard.ids_NK.numpy().ravel(), probs_NK.ravel(), size)
     text = np.fromiter((token for one in examples for token in one.tokens), np.int64)
     mass += TEXT_WEIGHT * np.bincount(text, minlength=size)
     mass[list(prefix)] += len(examples)  # every conversation begins with them
@@ -211,7 +215,7 @@ def _few(examples: Sequence[Example], tokens: int) -> list[Example]:
 def _calibration(
     prefix: Sequence[int],
     examples: Sequence[Example],
-    signals: Signals,
+    signals: Iterable[Signals],
     tokens: int,
     length: int,
 ) -> importance.Calibration:
@@ -220,9 +224,17 @@ def _calibration(
     wanted = answer_mask(few)
     picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
     number = torch.from_numpy((np.cumsum(wanted) - 1)[batch.source_RT[picked]])
+    shards, have = list[Signals](), 0
+    for shard in signals:
+        shards.append(shard)
+        have += len(shard.tail_N)
+        if have >= wanted.sum():
+            break
+    ids_NK = torch.cat([shard.ids_NK for shard in shards])
+    log_probs_NK = torch.cat([shard.log_probs_NK for shard in shards])
     return importance.Calibration(
         batch,
         torch.from_numpy(picked),
-        signals.ids_NK[number].long(),
-        signals.log_probs_NK[number].float().exp(),
+        ids_NK[number].long(),
+        log_probs_NK[number].float().exp(),
     )

@@ -55,7 +55,7 @@ class Trained:
 
 def train(
     student: Any,
-    data: TrainSet,
+    examples: Path,
     config: TrainConfig,
     seed: int,
     folder: Path,
@@ -63,12 +63,13 @@ def train(
 ) -> Trained:
     """Train `student` in place.
 
-    1. Map the examples; share the weights; find the last whole checkpoint.
+    1. Share the weights; find the last whole checkpoint.
     2. Run the workers; pass on each step's loss.
     3. Copy the fp32 weights back.
 
     Args:
-        folder: scratch that outlives a kill; holds the examples and the checkpoints.
+        examples: folder of the training set, see `build_train_set`.
+        folder: scratch that outlives a kill; holds the checkpoints.
         meter: counts steps.
 
     Raises:
@@ -76,15 +77,15 @@ def train(
         StageError: a worker died; the last checkpoint is kept.
     """
     # 1.
-    next(batches(data, config, seed))  # what cannot be packed is told here, not by a dead worker
-    data.save(folder / "examples")
+    # What cannot be packed is told here, not by a dead worker.
+    next(batches(TrainSet.map(examples), config, seed))
     workers = max(1, min(device.cores(), config.sequences))
     dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
     shared = Shared(student, workers, dtype)
     start, losses, tokens = _last_checkpoint(folder, workers)
     meter.skip(start)
     # 2.
-    for loss, count in _run_workers(shared, config, seed, folder, workers, start):
+    for loss, count in _run_workers(shared, examples, config, seed, folder, workers, start):
         losses.append(loss)
         tokens += count
         meter.advance(1, f"{loss:.3f} nats per token")
@@ -96,12 +97,19 @@ def train(
 
 
 def _run_workers(
-    shared: Shared, config: TrainConfig, seed: int, folder: Path, workers: int, start: int
+    shared: Shared,
+    examples: Path,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    workers: int,
+    start: int,
 ) -> Iterator[tuple[float, int]]:
     """Start one process a core and yield each step's loss and tokens."""
     barrier = CONTEXT.Barrier(workers)
     shares = [
-        (rank, workers, shared, config, seed, folder, start, barrier) for rank in range(workers)
+        (rank, workers, shared, examples, config, seed, folder, start, barrier)
+        for rank in range(workers)
     ]
     yield from spread(
         _work,
@@ -140,6 +148,7 @@ def _work(
     rank: int,
     workers: int,
     shared: Shared,
+    examples: Path,
     config: TrainConfig,
     seed: int,
     folder: Path,
@@ -153,7 +162,7 @@ def _work(
     Between them all workers meet.
     """
     torch.set_num_threads(1)
-    data = TrainSet.map(folder / "examples")
+    data = TrainSet.map(examples)
     worker = Worker(rank, workers, shared, config, data)
     losses, tokens = list[float](), 0
     if start:

@@ -20,6 +20,7 @@ device.prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -170,12 +171,25 @@ def _work(
         results.put(_tokens(examples))
 
 
-def read_signals(folder: Path) -> Signals:
-    """All shards of a finished cache, in order."""
-    shards = [load_file(path) for path in sorted(folder.glob("signals-*.safetensors"))]
-    return Signals(
-        *(torch.cat([shard[name] for shard in shards]) for name in ("ids", "log_probs", "tail"))
-    )
+class SignalCache:
+    """A finished cache: its shards, one at a time, in the order of the examples.
+
+    A long run's signals take gigabytes, a shard ten megabytes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._shards = sorted(folder.glob("signals-*.safetensors"))
+
+    def __iter__(self) -> Iterator[Signals]:
+        for path in self._shards:
+            shard = load_file(path)
+            yield Signals(shard["ids"], shard["log_probs"], shard["tail"])
+
+    @property
+    def top_k(self) -> int:
+        """Tokens kept a position."""
+        with safe_open(self._shards[0], "pt") as shard:
+            return int(shard.get_slice("ids").get_shape()[1])
 
 
 def cache(

@@ -37,7 +37,7 @@ def teacher():
 def calibration(teacher):
     examples = tiny.examples(30)
     signals = shard_signals(teacher, training.HEAD, examples, training.ROOM, 16)
-    return _calibration(training.HEAD, examples, signals, 200, training.ROOM)
+    return _calibration(training.HEAD, examples, [signals], 200, training.ROOM)
 
 
 def test_a_student_larger_than_its_teacher_is_refused(teacher) -> None:

@@ -12,26 +12,33 @@ import training
 
 from overproof.core import device
 from overproof.core.errors import StageError, UsageError
-from overproof.student import train as module
+from overproof.student.examples import TrainSet
 from overproof.student.losses import bucket_kl
 from overproof.student.train import _last_checkpoint, batches, train
 from overproof.student.worker import PLACES, share_out, targets
 
 
 @pytest.fixture(scope="module")
-def data():
-    return training.data()
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    training.data(folder)
+    return folder
 
 
-def run(data, folder: Path, **changes: object):
+@pytest.fixture(scope="module")
+def data(examples: Path) -> TrainSet:
+    return TrainSet.map(examples)
+
+
+def run(examples: Path, folder: Path, **changes: object):
     model = training.student()
-    done = train(model, data, training.config(**changes), 3, folder, tiny.meter(12))
+    done = train(model, examples, training.config(**changes), 3, folder, tiny.meter(12))
     return model, done
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_loss_falls_and_the_weights_move(data, tmp_path: Path, optimizer: str) -> None:
-    model, done = run(data, tmp_path, steps=30, optimizer=optimizer)
+def test_the_loss_falls_and_the_weights_move(examples, tmp_path: Path, optimizer: str) -> None:
+    model, done = run(examples, tmp_path, steps=30, optimizer=optimizer)
     assert len(done.losses) == 30
     assert np.mean(done.losses[-5:]) < 0.8 * np.mean(done.losses[:5])
     assert done.workers == min(device.cores(), 3)
@@ -40,9 +47,11 @@ def test_the_loss_falls_and_the_weights_move(data, tmp_path: Path, optimizer: st
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_the_first_loss_is_the_mean_divergence_of_the_first_batch(data, tmp_path: Path) -> None:
+def test_the_first_loss_is_the_mean_divergence_of_the_first_batch(
+    data, examples, tmp_path: Path
+) -> None:
     """Whatever the number of workers; bf16 where the processor has it, hence the tolerance."""
-    _, done = run(data, tmp_path, steps=1)
+    _, done = run(examples, tmp_path, steps=1)
     batch = next(batches(data, training.config(), 3))
     model, total, count = training.student(), 0.0, 0.0
     for row in range(len(batch.tokens_RT)):
@@ -65,9 +74,9 @@ def test_the_first_loss_is_the_mean_divergence_of_the_first_batch(data, tmp_path
     assert done.tokens == int((batch.segments_RT >= 0).sum())
 
 
-def test_equal_runs_end_in_equal_bits(data, tmp_path: Path) -> None:
-    one, first = run(data, tmp_path / "one", steps=6)
-    other, second = run(data, tmp_path / "other", steps=6)
+def test_equal_runs_end_in_equal_bits(examples, tmp_path: Path) -> None:
+    one, first = run(examples, tmp_path / "one", steps=6)
+    other, second = run(examples, tmp_path / "other", steps=6)
     assert first == second
     for name, values in one.state_dict().items():
         assert torch.equal(values, other.state_dict()[name])
@@ -89,28 +98,28 @@ def test_an_epoch_takes_every_example_at_most_once_and_the_next_is_shuffled(data
     assert all((a.tokens_RT == b.tokens_RT).all() for a, b in zip(again, packed, strict=False))
 
 
-def test_more_sequences_a_step_than_there_are_is_told(data) -> None:
+def test_more_sequences_a_step_than_there_are_is_told(data, examples) -> None:
     with pytest.raises(UsageError, match=r"train\.sequences is 500") as caught:
         next(batches(data, training.config(sequences=500), 0))
     assert "all examples fill" in caught.value.render()
 
 
-def test_train_tells_it_too(data, tmp_path: Path) -> None:
+def test_train_tells_it_too(examples, tmp_path: Path) -> None:
     """The same message must reach the user, not a worker's traceback."""
     with pytest.raises(UsageError, match=r"train\.sequences is 500"):
-        run(data, tmp_path, sequences=500)
+        run(examples, tmp_path, sequences=500)
 
 
-def test_an_example_longer_than_a_sequence_is_told(data, tmp_path: Path) -> None:
+def test_an_example_longer_than_a_sequence_is_told(examples, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not fit a sequence"):
-        run(data, tmp_path, sequence_length=8)
+        run(examples, tmp_path, sequence_length=8)
 
 
-def test_a_worker_that_dies_is_told(data, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_told(examples, tmp_path: Path) -> None:
     broken = training.student()
     del broken.model.norm
     with pytest.raises(StageError, match="worker"):
-        train(broken, data, training.config(), 3, tmp_path, tiny.meter())
+        train(broken, examples, training.config(), 3, tmp_path, tiny.meter())
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
@@ -143,12 +152,8 @@ def test_only_a_whole_checkpoint_of_as_many_workers_counts(tmp_path: Path) -> No
     assert _last_checkpoint(tmp_path, 4) == (0, [], 0)
 
 
-def test_the_set_maps_to_what_was_saved(data, tmp_path: Path) -> None:
-    data.save(tmp_path)
-    mapped = module.TrainSet.map(tmp_path)
-    for name, values in vars(data).items():
-        assert np.array_equal(values, getattr(mapped, name))
-    assert sum(map(len, mapped.examples)) == len(data.tokens_N)
+def test_the_set_holds_its_examples(data, examples) -> None:
+    assert sum(map(len, data.examples)) == len(data.tokens_N) == len(data.ids_NK)
 
 
 def test_every_step_has_the_same_shapes(data) -> None:

@@ -24,10 +24,10 @@ def vocabulary(size: int = tiny.TOKENS) -> Vocabulary:
     return trim(tiny.tokenizer(), torch.tensor(mass).numpy(), size, tiny.CONTROL)
 
 
-def data(count: int = 120, top_k: int = 8, *, signals: bool = True) -> TrainSet:
+def data(folder: Path, count: int = 120, top_k: int = 8) -> TrainSet:
     examples = tiny.examples(count)
-    cached = shard_signals(tiny.model(), HEAD, examples, ROOM, top_k) if signals else None
-    return build_train_set(HEAD, examples, vocabulary(), cached)
+    signals = shard_signals(tiny.model(), HEAD, examples, ROOM, top_k)
+    return build_train_set(folder, HEAD, examples, vocabulary(), [signals], top_k)
 
 
 def config(**changes: object) -> TrainConfig:
@@ -43,7 +43,8 @@ def main(folder: Path, steps: int) -> None:
     model = student()
     resumed = any((folder / "scratch").glob("step-*/progress.json"))
     wanted = config(steps=steps, checkpoint_seconds=1)
-    done = train(model, data(), wanted, 3, folder / "scratch", tiny.meter(steps))
+    data(folder / "examples")
+    done = train(model, folder / "examples", wanted, 3, folder / "scratch", tiny.meter(steps))
     torch.save(model.state_dict(), folder / "weights.pt")
     facts = {"losses": done.losses, "tokens": done.tokens, "resumed": resumed}
     (folder / "facts.json").write_text(json.dumps(facts))

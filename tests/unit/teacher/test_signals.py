@@ -7,7 +7,13 @@ import tiny_teacher as tiny
 import torch
 
 from overproof.teacher import signals
-from overproof.teacher.signals import answer_mask, read_signals, shard_signals, write_signals
+from overproof.teacher.signals import (
+    SignalCache,
+    Signals,
+    answer_mask,
+    shard_signals,
+    write_signals,
+)
 
 HEAD = (1, 7, 8)
 ROOM = 40
@@ -47,10 +53,16 @@ def test_shards_are_kept_and_read_in_order(tmp_path: Path, monkeypatch: pytest.M
     def write() -> None:
         write_signals(model, HEAD, examples, tmp_path, length=ROOM, top_k=5, progress=tiny.meter())
 
+    def read() -> Signals:
+        shards = list(SignalCache(tmp_path))
+        assert len(shards) == 3
+        return Signals(*(torch.cat([vars(s)[name] for s in shards]) for name in vars(shards[0])))
+
     write()
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == [f"signals-{n:05d}.safetensors" for n in range(3)]
-    whole = read_signals(tmp_path)
+    whole = read()
+    assert SignalCache(tmp_path).top_k == whole.ids_NK.shape[1] == 5
     one = shard_signals(model, HEAD, examples, ROOM, 5)
     torch.testing.assert_close(whole.tail_N, one.tail_N, rtol=1e-4, atol=1e-5)
     before = files[0].stat().st_mtime_ns
@@ -58,5 +70,5 @@ def test_shards_are_kept_and_read_in_order(tmp_path: Path, monkeypatch: pytest.M
     files[1].unlink()
     write()
     assert files[0].stat().st_mtime_ns == before
-    again = read_signals(tmp_path)
+    again = read()
     assert all(torch.equal(getattr(whole, n), getattr(again, n)) for n in vars(whole))
