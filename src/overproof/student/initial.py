@@ -25,7 +25,6 @@ from overproof.core.digest import pretty  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
 from overproof.student import importance, shape  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
-from overproof.student.stack import require_decoder  # noqa: E402
 from overproof.student.vocabulary import Vocabulary, trim  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
@@ -64,7 +63,6 @@ def make(
         examples, signals: the teacher's training answers and its distributions there.
         length: tokens a packed sequence.
     """
-    require_decoder(teacher.model)
     # 1.
     control = set(teacher.tokenizer.all_special_tokens)
     mass = _mass(teacher, prefix, examples, signals)

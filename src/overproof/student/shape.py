@@ -20,15 +20,17 @@ from overproof.core import device
 
 device.prepare()
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from overproof.core.config import StudentConfig  # noqa: E402
-from overproof.core.errors import UsageError  # noqa: E402
-from overproof.data.pack import Packed  # noqa: E402
-from overproof.student.stack import Stack, require_decoder  # noqa: E402
+from overproof.core.errors import StageError, UsageError  # noqa: E402
+from overproof.data.pack import Packed, pack  # noqa: E402
+from overproof.student.stack import USE, Stack, demand_decoder  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 
+PROBE_TOKENS, PROBE_GAP = 24, 1e-3  # what is run to check a cut, and what rounding may explain
 RIDGE = 0.05  # of the mean diagonal; smaller overfits 10,000 calibration tokens (docs/log.md)
 
 
@@ -42,7 +44,7 @@ def demand_fit(teacher: Any, config: StudentConfig) -> None:
         StageError: the architecture has no plain stack of decoder layers.
         UsageError: more layers or wider MLPs than the teacher has.
     """
-    require_decoder(teacher)
+    demand_decoder(teacher)
     has = teacher.config
     wanted = (
         ("layers", config.layers, has.num_hidden_layers),
@@ -61,12 +63,19 @@ def cut(teacher: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
     """A student of the kept layers and tokens, with the teacher's weights in fp32.
 
     A byte that the teacher's vocabulary lacks starts from the mean of all embeddings.
+
+    Raises:
+        StageError: the cut student does not run as the teacher's kept layers do; some setting
+            of the architecture counts layers in a way that is not known here.
     """
     config = copy.deepcopy(teacher.config)
+    count = config.num_hidden_layers
+    for name, value in vars(teacher.config).items():
+        # Settings layer by layer: the kind of attention, layers without rotary positions.
+        if isinstance(value, list) and len(value) == count and not name.endswith("_token_id"):
+            setattr(config, name, [value[layer] for layer in kept])
     config.num_hidden_layers = len(kept)
     config.vocab_size = vocabulary.size
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in kept]
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         old = getattr(config, name, None)
         if isinstance(old, int):
@@ -85,7 +94,28 @@ def cut(teacher: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
             new.load_state_dict(teacher.model.layers[layer].state_dict())
         student.model.norm.load_state_dict(teacher.model.norm.state_dict())
     student.tie_weights()
-    return student.eval()
+    student.eval()
+    known_ids = torch.from_numpy(np.flatnonzero(vocabulary.teacher_ids_V >= 0)[:PROBE_TOKENS])
+    _demand_equal(student, teacher, kept, known_ids, rows[known_ids])
+    return student
+
+
+@torch.inference_mode()
+def _demand_equal(
+    student: Any, teacher: Any, kept: Sequence[int], ids: Tensor, teacher_ids: Tensor
+) -> None:
+    """The student's own pass over some tokens must equal one through the teacher's kept layers."""
+    batch = pack((), [ids.tolist()], len(ids))
+    theirs = Stack(teacher, batch, teacher_ids[None])
+    wanted = teacher.model.norm(theirs.through(theirs.embedded, kept))
+    got = student.model(input_ids=ids[None], use_cache=False).last_hidden_state
+    gap = float((got - wanted).norm() / wanted.norm())
+    if gap > PROBE_GAP:
+        raise StageError(
+            f"{type(teacher).__name__} cannot be cut into a student",
+            details=[f"the cut student's states differ by {gap:.2g} from the kept layers' own"],
+            hint=USE,
+        )
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ import pytest
 import tiny_teacher as tiny
 import torch
 import training
+import transformers
 
 from overproof.core.config import StudentConfig
 from overproof.core.errors import StageError, UsageError
@@ -13,7 +14,7 @@ from overproof.student import shape
 from overproof.student.examples import respell
 from overproof.student.importance import choose_layers
 from overproof.student.initial import _calibration, load_model, save_model
-from overproof.student.stack import require_decoder
+from overproof.student.stack import demand_decoder
 from overproof.teacher.signals import shard_signals
 
 LAYERS, IDLE = 5, 2
@@ -192,6 +193,71 @@ def test_another_architecture_is_refused_in_words() -> None:
 
     other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10))
     with pytest.raises(StageError, match="GPT2LMHeadModel cannot be cut") as caught:
-        require_decoder(other)
+        demand_decoder(other)
     assert "Llama" in caught.value.render()
-    require_decoder(tiny.model())
+    demand_decoder(tiny.model())
+
+
+SMALL = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "vocab_size": tiny.TOKENS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def architecture(name: str, **changes: object):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**(SMALL | changes))
+    made = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
+    return made(config).float().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *(("Llama", {}), ("Mistral", {}), ("Qwen2", {}), ("Qwen3", {})),
+        *(("Gemma", {}), ("Llama", {"tie_word_embeddings": True})),
+        ("SmolLM3", {"no_rope_layers": [1, 1, 0, 1, 0]}),  # 0: no rotary positions
+    ],
+)
+def test_plain_stacks_are_cut_as_their_layers_run(name: str, changes: dict[str, object]) -> None:
+    teacher = architecture(name, **changes)
+    shape.demand_fit(teacher, config(layers=3))
+    kept, vocabulary = [0, 2, 3], training.vocabulary(300)
+    student = shape.cut(teacher, kept, vocabulary)  # compares the two itself
+    assert len(student.model.layers) == 3
+    assert student.config.vocab_size == vocabulary.size
+    if name == "SmolLM3":
+        assert student.config.no_rope_layers == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("Gemma2", {"final_logit_softcapping": 1.0}),
+        ("Gemma3Text", {}),
+        ("Granite", {"logits_scaling": 8.0, "embedding_multiplier": 12.0}),
+        ("Cohere", {}),
+    ],
+)
+def test_what_is_more_than_a_stack_is_refused(name: str, changes: dict[str, object]) -> None:
+    teacher = architecture(name, **changes)
+    with pytest.raises(StageError, match=r"no plain stack|cannot be cut") as caught:
+        shape.demand_fit(teacher, config(layers=3))
+    assert "Llama, Qwen" in caught.value.render()
+
+
+def test_a_cut_that_runs_otherwise_is_refused() -> None:
+    """A setting of the layers that the cut does not know, here their number in a divisor."""
+    teacher = architecture("Llama")
+    for layer in teacher.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda _module, _given, out: out * 2)
+    with pytest.raises(StageError, match="LlamaForCausalLM cannot be cut"):
+        shape.cut(teacher, [0, 2, 3], training.vocabulary(300))
