@@ -204,6 +204,22 @@ def test_certify_from_file_to_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["certificate"]["accepted"] == 1
 
 
+@pytest.mark.parametrize("name", ["none", "in.jsonl", "folder"])
+def test_certify_without_the_data_set_to_exclude(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "Where is my parcel?"}\n', encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "set"
+    arguments = ["certify", str(source), "--out", str(out), "--licence", "CC0-1.0"]
+    assert cli.dispatch([*arguments, "--exclude", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / name} is no certified data set" in said
+    assert "hint: make one with: overproof certify FILE" in said
+    assert not out.exists()
+
+
 def test_the_command_in_a_process_of_its_own() -> None:
     done = run("terms", "gpt-4o", "--channel", "api")
     assert (done.returncode, done.stderr) == (3, "")

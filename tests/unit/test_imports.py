@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from overproof.core import code
+
 SOURCE = Path(__file__).parents[2] / "src"
 # Each package and the packages that it may import from; itself goes without saying.
 ALLOWED: Mapping[str, frozenset[str]] = {
@@ -153,6 +155,23 @@ def test_trust_imports_only_core(edges: Graph) -> None:
         if package_of(module) == "trust":
             ours = {package_of(n) for n in reach(edges, module) if n.startswith("overproof.")}
             assert ours <= {"trust", "core"}, module
+
+
+@pytest.mark.parametrize("layer", code.LAYERS)
+def test_the_code_digest_covers_all_that_a_layer_can_run(layer: str, edges: Graph) -> None:
+    known, package = modules(), SOURCE / "overproof"
+    ours = {name for name in known if package_of(name) == layer}
+    run = set().union(*(reach(edges, name) for name in ours)) & known.keys() - {"overproof"}
+    files = {known[name].relative_to(package).as_posix() for name in run}
+    assert files - set(code.source_files(layer)) == set()
+
+
+def test_the_code_digest_covers_nothing_beside_that_no_layer_runs(edges: Graph) -> None:
+    for layer, files in code.BESIDE.items():
+        ours = [name for name in modules() if package_of(name) == layer]
+        run = set().union(*(reach(edges, name) for name in ours))
+        names = {".".join(("overproof", *Path(file).with_suffix("").parts)) for file in files}
+        assert {name.removesuffix(".__init__") for name in names} <= run
 
 
 @pytest.mark.parametrize(

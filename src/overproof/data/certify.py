@@ -90,8 +90,8 @@ def run(config: Config) -> Certified:
     """Certify one file into a folder of its own.
 
     Raises:
-        UsageError: no such file, an empty one, one without a readable record, or `out` is a
-            folder that holds something else.
+        UsageError: no such file, an empty one, one without a readable record or with two columns
+            of one name; `out` holds something else; `exclude` is no certified data set.
         PolicyError: no record was accepted.
         StageError: a damaged file, a full disk, or another run in the same folder.
         TrustError: the data set to exclude does not match its manifest.
@@ -153,7 +153,8 @@ def certify(
         exclude: a data set none of whose records may be in this one (exact or normalised match).
 
     Raises:
-        UsageError: nothing readable in the file, or the licence by default is no SPDX expression.
+        UsageError: nothing readable in the file, two columns of one name, or the licence by
+            default is no SPDX expression.
         PolicyError: no record was accepted; the rejected ones are kept with their reasons.
         StageError: the file is damaged or changed, or the disk is full.
         TrustError: the data set to exclude does not match its manifest.

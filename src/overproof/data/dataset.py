@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overproof.core.artifact import Artifact, load
+from overproof.core.artifact import MANIFEST, Artifact, load
 from overproof.core.digest import canonical
 from overproof.core.errors import StageError, UsageError
 from overproof.data.records import Record, parse
@@ -82,17 +82,29 @@ def open_dataset(path: Path) -> Artifact:
     """The certified data set in a folder.
 
     Raises:
-        UsageError: the artifact there is no data set.
-        StageError: no artifact there, or a damaged one.
+        UsageError: nothing there, a file, a folder without a manifest, or another artifact.
+        StageError: a damaged artifact.
     """
+    if not (path / MANIFEST).is_file():
+        raise _no_dataset(path, _what_is_at(path))
     artifact = load(path)
     if artifact.kind != KIND:
-        raise UsageError(
-            f"{path} is no certified data set",
-            details=[f"got an artifact of kind {artifact.kind!r}, wanted {KIND!r}"],
-            hint="make one with: overproof certify FILE",
-        )
+        raise _no_dataset(path, f"an artifact of kind {artifact.kind!r}")
     return artifact
+
+
+def _what_is_at(path: Path) -> str:
+    if path.is_dir():
+        return f"a folder without {MANIFEST}"
+    return "a file" if path.exists() else "nothing there"
+
+
+def _no_dataset(path: Path, got: str) -> UsageError:
+    return UsageError(
+        f"{path} is no certified data set",
+        details=[f"got {got}, wanted the folder that overproof certify made"],
+        hint="make one with: overproof certify FILE",
+    )
 
 
 def rows(dataset: Artifact) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, time, timedelta
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overproof.core.errors import StageError
+from overproof.core.errors import StageError, UsageError
 from overproof.data.lines import Line, Raw
 from overproof.data.records import RecordError
 
@@ -28,6 +29,26 @@ class ParquetFile:
 
     path: Path
     max_line_bytes: int
+
+    @classmethod
+    def open(cls, path: Path, max_line_bytes: int) -> ParquetFile:
+        """A file whose columns are told apart by their names.
+
+        Raises:
+            UsageError: two columns of one name: a row has room for one of them only.
+            StageError: the file is cut or damaged.
+        """
+        source = cls(path, max_line_bytes)
+        with source._open() as file:
+            counts = Counter(file.schema_arrow.names)
+        twice = [f"{name!r}: {count} columns" for name, count in counts.items() if count > 1]
+        if twice:
+            raise UsageError(
+                f"{path} has columns of the same name",
+                details=twice,
+                hint="rename or drop all but one of them: readers disagree which one counts",
+            )
+        return source
 
     @property
     def total(self) -> int:

@@ -36,7 +36,8 @@ def open_source(path: Path, max_line_bytes: int) -> Source:
         max_line_bytes: a longer line is rejected without being loaded.
 
     Raises:
-        UsageError: no such file, an empty file, or one of another kind.
+        UsageError: no such file, an empty file, one of another kind, or Parquet with two columns
+            of one name.
         StageError: the file cannot be read.
     """
     if path.is_dir():
@@ -53,7 +54,7 @@ def open_source(path: Path, max_line_bytes: int) -> Source:
     if not head:
         raise UsageError(f"{path} is empty", hint="wanted one JSON object a line, or Parquet")
     if head == parquet.MAGIC:
-        return parquet.ParquetFile(path, max_line_bytes)
+        return parquet.ParquetFile.open(path, max_line_bytes)
     for magic, what in _OTHER_FILES.items():
         if head.startswith(magic):
             raise UsageError(f"{path} holds {what}")

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from overproof.core.config import Section
+from overproof.core.contract import USE
 from overproof.core.errors import PolicyError, StageError, TrustError, UsageError
 from overproof.policy import match
 from overproof.policy.lookup import Finding, lookup, unique
@@ -19,10 +20,7 @@ from overproof.policy.rows import CHANNELS, Channel, Obligation, Row
 from overproof.policy.verdict import Verdict, meet
 from overproof.policy.words import MEANING, about_the_unknown, title, what_allows
 
-# The one use that the table judges: train a student on the teacher's outputs, logits or weights
-# and release it. It is the strictest common use, so a private experiment is judged no laxer.
-RELEASE = "train-released-student"
-USES = (RELEASE,)
+USES = (USE,)
 Sha256 = r"^[0-9a-f]{64}$"
 Json = dict[str, Any]
 
@@ -45,8 +43,8 @@ class Approval(Section):
 
     Attributes:
         sha256: the weights it is for; None for any under that name.
-        row: digest of what the table said (`row_digest` of `overproof terms --json`); when a row
-            changes, the approval no longer fits and must be given again.
+        terms_digest: as `overproof terms` prints it; when a row that applies changes, the approval
+            no longer fits and must be given again.
         approver: id of the key that signed.
         expires: last day on which it counts.
     """
@@ -54,7 +52,7 @@ class Approval(Section):
     format: Literal["overproof-approval/1"] = "overproof-approval/1"
     teacher: str = Field(min_length=1)
     sha256: str | None = Field(None, pattern=Sha256)
-    row: str = Field(pattern=Sha256)
+    terms_digest: str = Field(pattern=Sha256)
     approver: str = Field(min_length=1)
     date: dt.date
     expires: dt.date
@@ -70,8 +68,11 @@ class Approval(Section):
         """Why it does not cover this finding; None if it does."""
         if self.sha256 is not None and self.sha256 != teacher.sha256:
             return f"it is for weights {self.sha256}, these are {teacher.sha256 or 'not hashed'}"
-        if self.row != finding.digest:
-            return f"it is for row {self.row}, the table now says {finding.digest}"
+        if self.terms_digest != finding.terms_digest:
+            return (
+                f"it is for terms digest {self.terms_digest}, "
+                f"the table now gives {finding.terms_digest}"
+            )
         if not self.date <= finding.on <= self.expires:
             return f"it counts from {self.date} to {self.expires}, not on {finding.on}"
         return None
@@ -177,7 +178,7 @@ class Decision:
             "on": self.on.isoformat(),
             "verdict": str(ruling.verdict),
             "row": _row_json(ruling.finding.row),
-            "row_digest": ruling.finding.digest,
+            "terms_digest": ruling.finding.terms_digest,
             "obligations": [
                 {"id": o.id, "kind": o.kind, "value": o.value, "done": o.id in done}
                 for o in ruling.obligations
@@ -224,7 +225,7 @@ def decide(
     *,
     channel: Channel,
     on: dt.date,
-    use: str = RELEASE,
+    use: str = USE,
     approvals: Sequence[Approval] = (),
     rows: tuple[Row, ...] | None = None,
 ) -> Decision:
@@ -295,5 +296,5 @@ def load_approval(path: Path, verify: Callable[[bytes], tuple[bytes, str]]) -> A
         raise TrustError(
             f"{path} is no approval",
             details=str(error).splitlines(),
-            hint="wanted overproof-approval/1: teacher, row, date, expires (docs/terms.md)",
+            hint="docs/terms.md, section 'Approvals', lists the fields",
         ) from error

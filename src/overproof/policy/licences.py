@@ -15,11 +15,11 @@ import license_expression
 import yaml
 
 from overproof.core.config import Section
+from overproof.core.contract import MAX_EXPRESSION
 from overproof.core.errors import PolicyError, UsageError
 from overproof.policy.verdict import Verdict
 
 DATA = Path(__file__).with_name("data") / "licences.yaml"
-MAX_EXPRESSION = 1000  # characters
 CACHED_EXPRESSIONS = 4096  # distinct texts; a data set names few licences, a hostile one many
 
 

@@ -62,13 +62,13 @@ class Finding:
         return unique([*own, *(o for f in self.inherited for o in f.obligations)])
 
     @cached_property
-    def digest(self) -> str:
+    def terms_digest(self) -> str:
         """SHA-256 that an approval names: the channel, every applicable row, what is inherited."""
         return sha256_json(
             {
                 "channel": self.channel,
-                "rows": sorted(row.digest for row in self.rows),
-                "inherited": sorted(f.digest for f in self.inherited),
+                "rows": sorted(row.row_digest for row in self.rows),
+                "inherited": sorted(f.terms_digest for f in self.inherited),
             }
         )
 

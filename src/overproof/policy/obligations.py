@@ -7,20 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from overproof.core.contract import CARD, LICENCES, MIN_LICENCE_TEXT, NOTICE, licence_file
 from overproof.core.errors import PolicyError, StageError, UsageError
 from overproof.policy import licences
 from overproof.policy.gate import Decision
 from overproof.policy.rows import Obligation
 
-NOTICE_FILE = "proof/NOTICE"
-CARD_FILE = "README.md"
-LICENCE_FOLDER = "proof/licences"
 TEXTS = Path(__file__).with_name("data") / "licences"
 # Longest repository name on the Hugging Face hub, characters (huggingface_hub, validate_repo_id).
 MAX_NAME = 96
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# A pointer is not a copy. Half of the shortest text that ships with Overproof (MIT, 1,023).
-MIN_LICENCE_CHARACTERS = 500
 REMEDY = "run overproof distill again, and edit no card, NOTICE or licence by hand"
 # Files that publishers put their licence in, beside the weights.
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt")
@@ -102,7 +98,7 @@ def carry_out(decision: Decision, name: str, texts: Mapping[str, str] | None = N
     student = rename(name, duties)  # 1.
     notice = _notice(decision, student)  # 2.
     cards = tuple(dict.fromkeys(line for o in duties for line in _card_lines(o)))  # 3.
-    files = {NOTICE_FILE: notice}
+    files = {NOTICE: notice}
     missing = []
     for duty in (o for o in duties if o.kind == "license_copy"):  # 4.
         for key, text in _licence_texts(duty, texts or {}).items():
@@ -186,11 +182,6 @@ def _shared_lines(obligation: Obligation) -> list[str]:
             return []
 
 
-def licence_file(key: str) -> str:
-    """Where the text of a licence lies in a release."""
-    return f"{LICENCE_FOLDER}/{key}.txt"
-
-
 def _licence_keys(obligation: Obligation) -> tuple[str, ...]:
     return licences.parse(obligation.value).keys if obligation.kind == "license_copy" else ()
 
@@ -240,7 +231,7 @@ def recheck(release: Path, name: str, obligations: Sequence[Obligation]) -> list
     """
     if not release.is_dir():
         raise StageError(f"no release at {release}")
-    paths = [release / NOTICE_FILE, release / CARD_FILE, *(release / LICENCE_FOLDER).glob("*.txt")]
+    paths = [release / NOTICE, release / CARD, *(release / LICENCES).glob("*.txt")]
     listing = {
         path.relative_to(release).as_posix(): path.read_text(encoding="utf-8", errors="replace")
         for path in paths
@@ -277,18 +268,18 @@ def raise_unmet(
 
 
 def _why_unmet(listing: Mapping[str, str], name: str, obligation: Obligation) -> str | None:
-    notice, card = listing.get(NOTICE_FILE, ""), listing.get(CARD_FILE, "")
+    notice, card = listing.get(NOTICE, ""), listing.get(CARD, "")
     if obligation.kind == "name_prefix":
         if not name.startswith(obligation.value):
             return f"the name {name!r} does not begin with {obligation.value!r}"
-        return None if name in card else f"{CARD_FILE} does not show the name {name!r}"
+        return None if name in card else f"{CARD} does not show the name {name!r}"
     if obligation.kind == "license_copy":
         return next(
             filter(None, (_why_no_copy(listing, k) for k in _licence_keys(obligation))), None
         )
     for path, text, wanted in (
-        (NOTICE_FILE, notice, _notice_lines(obligation)),
-        (CARD_FILE, card, _card_lines(obligation)),
+        (NOTICE, notice, _notice_lines(obligation)),
+        (CARD, card, _card_lines(obligation)),
     ):
         lacking = [line for line in wanted if _folded(line) not in _folded(text)]
         if lacking:
@@ -303,7 +294,7 @@ def _why_no_copy(listing: Mapping[str, str], key: str) -> str | None:
         return f"{path} is not there"
     if own is not None and _folded(own) != _folded(text):
         return f"{path} is not the text of {key}"
-    if len(text) < MIN_LICENCE_CHARACTERS:
+    if len(text) < MIN_LICENCE_TEXT:
         return f"{path} is too short to be a licence ({len(text)} characters)"
     return None
 

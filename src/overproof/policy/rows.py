@@ -169,8 +169,8 @@ class Row(Section):
         return (self.family, self.document, self.channel)
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the row's content. Fields at their default are left out, so that a field
+    def row_digest(self) -> str:
+        """SHA-256 of this one row's content. Fields at their default are left out, so that a field
         added to this model later changes no digest, and approvals of old rows go on holding."""
         return sha256_json(self.model_dump(mode="json", exclude_defaults=True))
 

@@ -15,7 +15,9 @@ from overproof.policy.words import title
 BEGIN = "<!-- rows: begin (generated) -->"
 END = "<!-- rows: end -->"
 SHOWN_DIGEST = 12  # hex digits; enough to see that a row was edited
-COLUMNS = ("Family", "Channel", "Document", "Clause", "Verdict", "Obligations", "Read", "Digest")
+COLUMNS = (
+    "Family", "Channel", "Document", "Clause", "Verdict", "Obligations", "Read", "Row digest",
+)  # fmt: skip
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -49,7 +51,7 @@ def _cells(row: Row) -> list[str]:
         f"**{row.verdict}**",
         ", ".join(dict.fromkeys(obligation.kind for obligation in row.obligations)) or "none",
         read,
-        f"`{row.digest[:SHOWN_DIGEST]}`",
+        f"`{row.row_digest[:SHOWN_DIGEST]}`",
     ]
 
 

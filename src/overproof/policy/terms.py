@@ -62,7 +62,7 @@ class Result:
             "verdict": str(found.verdict),
             "meaning": MEANING[found.verdict],
             "row": found.row.model_dump(mode="json") if found.row else None,
-            "row_digest": found.digest,
+            "terms_digest": found.terms_digest,
             "also": [row.id for row in _all_rows(found) if row != found.row],
             "obligations": [o.model_dump(mode="json") for o in found.obligations],
             "declared_teachers": [d.model_dump(mode="json") for d in found.declared],
@@ -95,7 +95,7 @@ def render(result: Result) -> str:
         _list("What must be done", map(duty, found.obligations) if result.exit_code == 0 else []),
         _list("What would allow it", what_allows(found) if result.exit_code else []),
         _list("Warnings", found.warnings),
-        [f"Row digest {found.digest}", NOT_ADVICE],
+        [f"Terms digest {found.terms_digest}", NOT_ADVICE],
     ]
     return "\n\n".join("\n".join(_wrap(line) for line in block) for block in blocks if block)
 

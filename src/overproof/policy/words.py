@@ -53,7 +53,10 @@ def duty(obligation: Obligation) -> str:
 
 def what_allows(found: Finding) -> list[str]:
     """What would turn a refusal into a permission, the surest first."""
-    ways = [f"a signed approval that names teacher {found.model!r} and row digest {found.digest}"]
+    ways = [
+        f"a signed approval that names teacher {found.model!r} and terms digest "
+        f"{found.terms_digest}"
+    ]
     if not found.deciding.rows:
         ways.append("a dated row for it, added by someone who read its terms (docs/terms.md)")
     ways.append("another teacher (`overproof terms MODEL` tells before anything is spent)")

@@ -136,7 +136,7 @@ def _check_subjects(proofs: Proofs, stages: Mapping[str, Stage]) -> None:
 
 
 def _model(proofs: Proofs, stages: Iterable[Stage]) -> Stage | None:
-    files = _released(proofs, MODEL)
+    files = released(proofs, MODEL)
     if not files:
         return None
     candidates = [stage for stage in stages if stage.kind == MODEL_KIND]
@@ -156,8 +156,8 @@ def _model(proofs: Proofs, stages: Iterable[Stage]) -> Stage | None:
 def _builds(proofs: Proofs, stages: Mapping[str, Stage], model: Stage | None) -> tuple[Stage, ...]:
     candidates = [stage for stage in stages.values() if stage.kind == EXPORT_KIND]
     found: dict[str, Stage] = {}
-    for name, sha256 in _released(proofs, EXPORT).items():
-        maker = next((stage for stage in candidates if _made(stage, name, sha256)), None)
+    for name, sha256 in released(proofs, EXPORT).items():
+        maker = next((stage for stage in candidates if made(stage, name, sha256)), None)
         if maker is None:
             raise TrustError(
                 f"a file in {EXPORT} is not that of an {EXPORT_KIND} stage",
@@ -173,7 +173,8 @@ def _builds(proofs: Proofs, stages: Mapping[str, Stage], model: Stage | None) ->
     return tuple(found.values())
 
 
-def _released(proofs: Proofs, folder: str) -> dict[str, str]:
+def released(proofs: Proofs, folder: str) -> dict[str, str]:
+    """The release's files in a folder such as `export/`: name in the folder, and SHA-256."""
     return {
         subject.name.removeprefix(folder): subject.sha256
         for subject in proofs.release_file.statement.subjects
@@ -181,7 +182,8 @@ def _released(proofs: Proofs, folder: str) -> dict[str, str]:
     }
 
 
-def _made(stage: Stage, name: str, sha256: str) -> bool:
+def made(stage: Stage, name: str, sha256: str) -> bool:
+    """Whether an export stage made this file of `export/`."""
     # A stage may name its files with the target's folder, or leave it to the release.
     return sha256 in (stage.files.get(name), stage.files.get(name.partition("/")[2]))
 

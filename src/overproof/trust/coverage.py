@@ -1,4 +1,4 @@
-"""Step 6: terms for every teacher, a certificate for every dataset, bounds kept by every build."""
+"""Step 6: terms for every teacher, a certificate for every dataset, a receipt for every build."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from typing import Any
 
 from license_expression import ExpressionError, get_spdx_licensing
 
+from overproof.core.contract import (
+    CARD,
+    MAX_EXPRESSION,
+    MIN_LICENCE_TEXT,
+    NOTICE,
+    USE,
+    licence_file,
+)
 from overproof.core.digest import pretty, sha256_bytes
 from overproof.core.errors import TrustError
-from overproof.trust.chain import EXPORT_KIND, SOURCE, Chain
+from overproof.trust.chain import EXPORT, EXPORT_KIND, SOURCE, Chain, made, released
 from overproof.trust.folder import Folder
 from overproof.trust.predicates import (
     Certificate,
@@ -26,12 +34,8 @@ from overproof.trust.strict import SHA256_HEX, shown
 
 PERMITS = ("allow", "allow_with")
 MAX_TEXT_BYTES = 4 << 20  # of a notice or a model card that is searched
-MIN_LICENCE_TEXT = 500  # characters; the shortest that is in use, 0BSD, has 640
-NOTICE, LICENCES = "proof/NOTICE", "proof/licences"  # where a release has them
-USE = "train-released-student"  # what a verdict must have judged
 CERTIFICATE = "certificate.json"  # a dataset's own copy
-CARDS = ("README.md", "model/README.md")
-MAX_EXPRESSION = 1000  # characters of a licence expression
+CARDS = (CARD, f"model/{CARD}")
 NO_LICENCE = ("NONE", "NOASSERTION")  # SPDX words for "nothing known", which is no licence
 _OWN_LICENCE = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")  # SPDX 3.0.1, annex B
 
@@ -71,7 +75,8 @@ def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
     2. No verdict forbids, whatever it is about.
     3. For each dataset: the certificate that is its file, of the source and record tree that are
        stated elsewhere too, with an SPDX licence for every record.
-    4. Each parity receipt is about a build and keeps its own bounds.
+    4. Each parity receipt is about an export stage and keeps its own bounds.
+    5. For each file in `export/TARGET/`: the receipt of that target, about a stage that made it.
 
     Raises:
         TrustError: a rule is broken; `details` name the file.
@@ -100,22 +105,10 @@ def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
         trusted += len(verdict.obligations) - checked
     # 3.
     certificates = _check_datasets(proofs, chain)
-    # 4.
-    parity = list(proofs.of(ParityReceipt))
-    exports = {stage.sha256 for stage in chain.stages if stage.kind == EXPORT_KIND}
-    for item, receipt in parity:
-        if item.about not in exports:
-            raise TrustError(
-                "a parity receipt about something that is no build",
-                details=[f"{item.file}: about sha256:{item.about}"],
-            )
-        check_parity(item.file, receipt)
+    # 4. and 5.
+    parity = _check_builds(proofs, chain)
     return Coverage(
-        tuple(verdict for _, verdict in verdicts),
-        rechecked,
-        trusted,
-        certificates,
-        tuple(receipt for _, receipt in parity),
+        tuple(verdict for _, verdict in verdicts), rechecked, trusted, certificates, parity
     )
 
 
@@ -184,7 +177,7 @@ def _has_licence_copy(duty: Obligation, texts: Texts) -> bool:
         keys = _licensing().license_keys(duty.value)
     except (ExpressionError, IndexError, RecursionError):
         return False
-    copies = [f"{LICENCES}/{key}.txt" for key in keys]
+    copies = [licence_file(key) for key in keys]
     return bool(copies) and all(
         copy in texts.files and len(texts.read(copy)) >= MIN_LICENCE_TEXT for copy in copies
     )
@@ -289,6 +282,31 @@ def is_spdx(text: str) -> bool:
     except (ExpressionError, IndexError, RecursionError):  # the parser leaks the last two
         return False
     return all(_OWN_LICENCE.fullmatch(key) for key in unknown)
+
+
+def _check_builds(proofs: Proofs, chain: Chain) -> tuple[ParityReceipt, ...]:
+    exports = {stage.sha256: stage for stage in chain.stages if stage.kind == EXPORT_KIND}
+    found = list(proofs.of(ParityReceipt))
+    for item, receipt in found:
+        if item.about not in exports:
+            raise TrustError(
+                "a parity receipt about something that is no build",
+                details=[f"{item.file}: about sha256:{item.about}"],
+            )
+        check_parity(item.file, receipt)
+    # By file, as two stages may have made files of equal bytes.
+    received = [(exports[item.about], receipt.target) for item, receipt in found]
+    for name, sha256 in released(proofs, EXPORT).items():
+        target = name.partition("/")[0]
+        if not any(of == target and made(stage, name, sha256) for stage, of in received):
+            raise TrustError(
+                "a build without a parity receipt",
+                details=[
+                    f"{EXPORT}{shown(name)}: no receipt of target {shown(target)!r} "
+                    "is about the stage that made it"
+                ],
+            )
+    return tuple(receipt for _, receipt in found)
 
 
 def check_parity(file: str, receipt: ParityReceipt) -> None:

@@ -218,7 +218,7 @@ class Evaluation(Open):
 class ParityReceipt(Open):
     """How far a build differs from the trained model, and how far it may."""
 
-    target: str = Field(description="name of the build, such as gguf-q8_0")
+    target: str = Field(description="name of the build: its folder in export/, such as gguf-q8_0")
     kl_nats_per_token: float = Field(description="mean KL(model || build)")
     top1_agreement: float
     max_abs_delta_logprob: float

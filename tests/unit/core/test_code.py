@@ -34,6 +34,21 @@ def test_a_change_reaches_its_own_layer_and_those_above(sources: Path, package: 
     assert changed == list(code.LAYERS[code.LAYERS.index(package) :])
 
 
+@pytest.mark.parametrize("module", ["merkle", "rfc6962"])
+def test_the_record_tree_is_code_of_data_and_of_those_above(sources: Path, module: str) -> None:
+    before = digests()
+    (sources / "trust" / f"{module}.py").write_text('"""Changed."""\n')
+    after = digests()
+    changed = [layer for layer in code.LAYERS if before[layer] != after[layer]]
+    assert changed == ["data", "teacher", "student", "release"]
+
+
+def test_the_rest_of_trust_makes_no_stage(sources: Path) -> None:
+    before = digests()
+    (sources / "trust/verify.py").write_text('"""Changed."""\n')
+    assert digests() == before
+
+
 def test_a_moved_file_changes_it_and_byte_code_does_not(sources: Path) -> None:
     before = digests()
     cache = sources / "core/__pycache__"

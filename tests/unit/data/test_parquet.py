@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from overproof.core.errors import StageError
+from overproof.core.errors import StageError, UsageError
 from overproof.data.lines import Line
 from overproof.data.parquet import ROWS_AT_ONCE, plain
 from overproof.data.read import open_source
@@ -99,6 +99,18 @@ def test_values_become_json() -> None:
         "pairs": [["a", 1]],
         "id": "00000000-0000-0000-0000-000000000007",
     }
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array(["mine"]), pa.array([1]), pa.array(["yours"])]
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "n", "prompt"]), path)
+    with pytest.raises(UsageError, match="columns of the same name") as caught:
+        open_source(path, LIMIT)
+    assert caught.value.details == ("'prompt': 2 columns",)
+    pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "n", "Prompt"]), path)
+    (line,) = open_source(path, LIMIT).read()
+    assert line.value == {"prompt": "mine", "n": 1, "Prompt": "yours"}
 
 
 def test_a_cut_file_is_an_error(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ LLAMA = Teacher("meta-llama/Llama-3.1-8B-Instruct")
 def approval(model: str, channel: str = "weights", **change) -> Approval:
     fields = {
         "teacher": model,
-        "row": lookup(model, channel, TODAY).digest,
+        "terms_digest": lookup(model, channel, TODAY).terms_digest,
         "approver": "key-1",
         "date": date(2026, 11, 1),
         "expires": date(2027, 11, 1),
@@ -113,7 +113,7 @@ def test_an_approval_lifts_a_refusal(model) -> None:
 def test_an_approval_keeps_the_obligations() -> None:
     model = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
     rows = tuple(row for row in load_rows() if row.family != "Llama 3.1")
-    given = approval(model, row=lookup(model, "weights", TODAY, rows).digest)
+    given = approval(model, terms_digest=lookup(model, "weights", TODAY, rows).terms_digest)
     decision = decide([Teacher(model)], channel="weights", on=TODAY, approvals=[given], rows=rows)
     assert decision.verdict is Verdict.ALLOW_WITH
     assert decision.obligations
@@ -122,7 +122,7 @@ def test_an_approval_keeps_the_obligations() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"row": "0" * 64}, "the table now says"),
+        ({"terms_digest": "0" * 64}, "the table now gives"),
         ({"expires": date(2026, 11, 23)}, "it counts from"),
         ({"date": date(2026, 11, 25)}, "it counts from"),
         ({"sha256": "b" * 64}, "it is for weights"),
@@ -179,7 +179,7 @@ def test_load_approval_takes_the_key_from_the_signature(tmp_path) -> None:
         b"\xff",
         b'{"teacher": "x"}',
         payload(approver="key-2"),
-        payload(row="short"),
+        payload(terms_digest="short"),
         payload(expires="2020-01-01"),
         payload(format="overproof-approval/2"),
         payload(extra=1),

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from overproof.core.contract import CARD, NOTICE
 from overproof.core.errors import PolicyError, StageError, UsageError
 from overproof.policy.gate import Decision, Teacher, decide
 from overproof.policy.obligations import (
-    CARD_FILE,
     MAX_NAME,
-    NOTICE_FILE,
     Plan,
     carry_out,
     done,
@@ -36,7 +35,7 @@ def decision(*names: str) -> Decision:
 def release(folder: Path, plan: Plan) -> Path:
     """A release as the export stage writes it."""
     card = "\n".join([f"# {plan.name}", *plan.card_lines])
-    for path, text in {**plan.files, CARD_FILE: card}.items():
+    for path, text in {**plan.files, CARD: card}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
     return folder
@@ -49,8 +48,8 @@ def test_a_llama_student_is_renamed_noticed_carded_and_rechecked(tmp_path) -> No
     assert "Llama 3.1 is licensed under the Llama 3.1 Community License" in plan.notice_text
     assert "Built with Llama" in plan.card_lines
     assert any("700,000,000" in line for line in plan.card_lines)
-    assert plan.files[NOTICE_FILE] == plan.notice_text
-    (copy,) = (text for path, text in plan.files.items() if path != NOTICE_FILE)
+    assert plan.files[NOTICE] == plan.notice_text
+    (copy,) = (text for path, text in plan.files.items() if path != NOTICE)
     assert copy.startswith("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT")
     assert recheck(release(tmp_path, plan), plan.name, plan.obligations) == []
     assert done(plan.obligations, []) == {obligation.id for obligation in plan.obligations}
@@ -85,12 +84,12 @@ def test_each_removed_piece_is_found(tmp_path, victim) -> None:
     if victim == "name":
         name = "flash"
     elif victim == "NOTICE":
-        (tmp_path / NOTICE_FILE).unlink()
+        (tmp_path / NOTICE).unlink()
     elif victim == "README":
-        (tmp_path / CARD_FILE).write_text(f"# {name}\n")
+        (tmp_path / CARD).write_text(f"# {name}\n")
     elif victim == "card name":
-        card = (tmp_path / CARD_FILE).read_text()
-        (tmp_path / CARD_FILE).write_text(card.replace(name, "flash"))
+        card = (tmp_path / CARD).read_text()
+        (tmp_path / CARD).write_text(card.replace(name, "flash"))
     else:
         next((tmp_path / "proof/licences").glob("*.txt")).write_text("see the web site")
     wanted = {
@@ -118,8 +117,8 @@ def test_an_empty_release_meets_nothing_and_a_missing_one_is_an_error(tmp_path) 
 
 def test_line_breaks_do_not_hide_a_notice() -> None:
     duty = Obligation(id="a", kind="notice", value="one two three")
-    assert unmet({NOTICE_FILE: "one\n  two three"}, "x", [duty]) == []
-    assert unmet({CARD_FILE: "one two three"}, "x", [duty]) != []
+    assert unmet({NOTICE: "one\n  two three"}, "x", [duty]) == []
+    assert unmet({CARD: "one two three"}, "x", [duty]) != []
 
 
 @pytest.mark.parametrize(

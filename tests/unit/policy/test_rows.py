@@ -152,5 +152,14 @@ def test_of_one_date_the_strictest_wins() -> None:
 
 
 def test_a_digest_moves_with_any_field_and_not_with_defaults() -> None:
-    assert row().digest == row(note="", supersedes=[]).digest
-    assert len({row().digest, row(quote="other").digest, row(effective="2025-01-02").digest}) == 3
+    assert row().row_digest == row(note="", supersedes=[]).row_digest
+    assert (
+        len(
+            {
+                row().row_digest,
+                row(quote="other").row_digest,
+                row(effective="2025-01-02").row_digest,
+            }
+        )
+        == 3
+    )

@@ -56,7 +56,7 @@ def test_the_table_in_the_docs_is_the_data() -> None:
 def test_table_shows_every_row_and_its_digest() -> None:
     text = markdown(load_rows())
     assert len(text.splitlines()) == 2 + len(load_rows())
-    assert all(row.digest[:12] in text for row in load_rows())
+    assert all(row.row_digest[:12] in text for row in load_rows())
 
 
 def test_a_document_without_markers_is_refused() -> None:

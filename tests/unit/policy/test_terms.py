@@ -43,7 +43,8 @@ def test_a_deny_prints_document_date_clause_quote_source_and_the_way_out() -> No
         "OpenTermsArchive",
         "2026-11-24",
         "a signed approval",
-        result.finding.digest,
+        f"and terms digest {result.finding.terms_digest}",
+        f"Terms digest {result.finding.terms_digest}",
         "not legal advice",
     ):
         assert wanted in text
@@ -83,7 +84,16 @@ def test_json_holds_what_the_text_says() -> None:
     assert answered["row"]["id"] == "anthropic-usage-policy-api-2025-09-15"
     assert answered["also"] == ["anthropic-commercial-2025-06-17"]
     assert answered["what_allows"] and answered["disclaimer"]
-    assert answered["row_digest"] == lookup("claude-opus-4", "api", TODAY).digest
+    assert answered["terms_digest"] == lookup("claude-opus-4", "api", TODAY).terms_digest
+
+
+def test_the_digest_of_a_row_and_that_of_the_terms_have_a_name_each() -> None:
+    result = answer("claude-opus-4", "api")
+    assert result.finding.row is not None
+    assert result.finding.row.row_digest != result.finding.terms_digest
+    said = f"{terms.render(result)} {json.dumps(result.to_json())}".lower()
+    assert "terms digest" in said
+    assert "row digest" not in said and "row_digest" not in said
 
 
 def test_today_is_the_default() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,51 @@ def test_a_statement_about_the_wrong_kind_of_stage(
     with pytest.raises(TrustError, match=message) as caught:
         verify(made.release, made.key.public)
     assert caught.value.step == 6
+
+
+def without_receipt(made: trust_release.Synthetic) -> trust_release.Synthetic:
+    kept = tuple(row for row in made.predicates if row[0] != "parity-receipt")
+    return replace(made, predicates=kept)
+
+
+def test_a_build_without_a_parity_receipt(tmp_path: Path) -> None:
+    made = without_receipt(trust_release.make(tmp_path))
+    made.attest()
+    with pytest.raises(TrustError, match="a build without a parity receipt") as caught:
+        verify(made.release, made.key.public)
+    assert caught.value.step == 6
+    assert "export/gguf-q8_0/model.gguf" in caught.value.render()
+
+
+def test_a_receipt_of_another_target_or_of_another_stage_is_none(tmp_path: Path) -> None:
+    made = trust_release.make(tmp_path)
+    other = trust_release.artifact(
+        tmp_path / "store", "export", "other", {"student": made.named("student")},
+        {"gguf-q8_0/model.gguf": b"another build"}, trust_release.PARITY,
+    )  # fmt: skip
+    made = without_receipt(replace(made, artifacts=(*made.artifacts, other)))
+    for about, target in ((made.named("export"), "gguf-f16"), (other, "gguf-q8_0")):
+        row = ("parity-receipt", about, {**trust_release.PARITY, "target": target})
+        again = replace(made, predicates=(*made.predicates, row))
+        shutil.rmtree(again.release / "proof")
+        trust_release.fill(again.release, {})
+        again.attest()
+        with pytest.raises(TrustError, match="a build without a parity receipt") as caught:
+            verify(again.release, again.key.public)
+        assert "export/gguf-q8_0/model.gguf" in caught.value.render()
+
+
+def test_equal_files_of_two_builds_each_count_for_their_own_stage(tmp_path: Path) -> None:
+    made = trust_release.make(tmp_path)
+    flat = trust_release.artifact(
+        tmp_path / "store", "export", "flat", {"student": made.named("student")},
+        {"gguf-q8_0/model.gguf": b"GGUF build", "model.gguf": b"GGUF build"}, {},
+    )  # fmt: skip
+    trust_release.write(made.release / "export/flat/model.gguf", b"GGUF build")
+    row = ("parity-receipt", flat, {**trust_release.PARITY, "target": "flat"})
+    made = replace(made, artifacts=(*made.artifacts, flat), predicates=(*made.predicates, row))
+    made.attest()
+    assert verify(made.release, made.key.public).exit_code == 0
 
 
 def test_counts(sealed: trust_release.Synthetic) -> None:

@@ -405,6 +405,12 @@ def build_beyond_its_bound_fail(draft: Draft) -> None:
     draft.seal()
 
 
+@scenario(6, "export/gguf-q8_0/model.gguf: no receipt of target 'gguf-q8_0'")
+def build_without_receipt_fail(draft: Draft) -> None:
+    draft.drop("parity-receipt-export")
+    draft.seal()
+
+
 def write_vector(name: str) -> None:
     make, expected = SCENARIOS[name]
     with tempfile.TemporaryDirectory() as folder:
