@@ -10,10 +10,11 @@ from pathlib import Path
 
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Artifact, Json, Resource, Work, build, disk_errors, exclusive
+from overproof.core.artifact import Artifact, Json, Resource, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe, Section
 from overproof.core.console import note
+from overproof.core.disk import disk_errors, exclusive
 from overproof.core.errors import UsageError
 
 device.prepare()

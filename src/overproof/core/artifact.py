@@ -8,13 +8,10 @@ give equal digests however long they took.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from glob import escape
@@ -25,12 +22,12 @@ from overproof import __version__
 from overproof.core.code import source_sha256
 from overproof.core.console import note
 from overproof.core.digest import pretty, sha256_file, sha256_json
+from overproof.core.disk import disk_error, temporary, write_atomic
 from overproof.core.errors import StageError, TrustError
 
 MANIFEST = "artifact.json"
 FORMAT = "overproof-artifact/1"
 SCRATCH = ".scratch"  # folder in a stage's work folder, for what helps to resume
-TEMPORARY = ".tmp"  # ends the name of a file that is being written
 Json = dict[str, Any]
 
 
@@ -268,23 +265,17 @@ def build(
     partial = store / f".{name}.{key[:16]}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        started = datetime.now(UTC)
         work = Work(partial, {})
         if not (partial / MANIFEST).is_file():
+            clock = _Clock.start(work)
             facts = make(work)
             # 4.
-            _temporary(partial / MANIFEST).unlink(missing_ok=True)
-            finished = datetime.now(UTC)
+            temporary(partial / MANIFEST).unlink(missing_ok=True)
             manifest = {
                 **identity,
                 "facts": facts,
                 "files": describe(partial),
-                "times": {
-                    "started": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                    "finished": finished.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                    "seconds": round((finished - started).total_seconds(), 3),
-                    "measured": work.measured,
-                },
+                "times": clock.stop() | {"measured": work.measured},
             }
             write_atomic(partial / MANIFEST, pretty(manifest).encode())
         shutil.rmtree(partial / SCRATCH, ignore_errors=True)
@@ -296,6 +287,46 @@ def build(
     return made
 
 
+@dataclass(frozen=True)
+class _Clock:
+    """The time that a stage takes, over all runs that worked on it; kept where a kill leaves it.
+
+    Attributes:
+        first: when the first run began; `began`: when this one did. Seconds since 1970.
+        spent: seconds of the runs before. A killed one counts up to its last file.
+    """
+
+    first: float
+    began: float
+    spent: float
+
+    @classmethod
+    def start(cls, work: Work) -> _Clock:
+        file = work.scratch("clock.json")
+        now = time.time()
+        clock = cls(now, now, 0.0)
+        if file.is_file():
+            before = cls(**json.loads(file.read_bytes()))
+            files = (work.folder / name for name in list_files(work.folder))
+            last = max(path.stat().st_mtime for path in files)
+            spent = before.spent + max(0.0, last - before.began)
+            clock = cls(before.first, now, spent)
+        write_atomic(file, json.dumps(vars(clock)).encode())
+        return clock
+
+    def stop(self) -> Json:
+        now = time.time()
+        return {
+            "started": _utc(self.first),
+            "finished": _utc(now),
+            "seconds": round(self.spent + now - self.began, 3),
+        }
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _headline(facts: Json) -> str:
     """The facts that fit a line: single numbers and words."""
     short = {key: value for key, value in facts.items() if isinstance(value, int | float | str)}
@@ -305,31 +336,6 @@ def _headline(facts: Json) -> str:
 
 def _short(value: float | str) -> str:
     return f"{value:,}" if isinstance(value, int | float) else value
-
-
-def disk_error(error: OSError, where: Path) -> StageError:
-    """An `OSError` in words: what to do about a full disk or a folder that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StageError(
-            f"the disk is full under {where}",
-            hint="free some space and run the same command again: finished work is kept",
-        )
-    return StageError(
-        f"cannot write under {where}: {error.strerror or error}", details=[str(error)]
-    )
-
-
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """Tell an `OSError` of the block in words.
-
-    Raises:
-        StageError: see `disk_error`.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, where) from error
 
 
 def _existing(final: Path, identity: Json) -> Artifact | None:
@@ -356,47 +362,3 @@ def _move_into_place(partial: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     for stale in final.parent.glob(f".{escape(final.name)}.*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside the final name, flush to disk, move into place: all of it or nothing."""
-    temporary = _temporary(path)
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}{TEMPORARY}")
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder for one run; the lock goes with the process, however it ends.
-
-    Raises:
-        StageError: another process holds it, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise disk_error(error, folder) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            raise StageError(
-                f"another run is working in {folder}",
-                details=[f"process {stream.read().strip() or 'unknown'}"],
-                hint="wait for it, or give this run another folder with --out",
-            ) from error
-        except OSError as error:  # a file system without locks
-            raise disk_error(error, folder) from error
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield

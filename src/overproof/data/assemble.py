@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from overproof.core.artifact import Work, write_atomic
+from overproof.core.artifact import Work
 from overproof.core.console import meter
 from overproof.core.digest import canonical, pretty, sha256_file
+from overproof.core.disk import write_atomic
 from overproof.core.errors import StageError, UsageError
 from overproof.data import dataset
 from overproof.data.checks import duplicates

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from overproof.core.artifact import write_atomic
 from overproof.core.console import note
+from overproof.core.disk import write_atomic
 from overproof.core.errors import UsageError
 from overproof.policy.rows import Row, load_rows
 from overproof.policy.words import title

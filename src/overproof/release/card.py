@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from overproof.core.artifact import disk_errors, write_atomic
+from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import words
 from overproof.release.conclusion import METRICS, conclude
 from overproof.release.facts import Json, ReportFacts, clean

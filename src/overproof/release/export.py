@@ -25,6 +25,7 @@ from overproof.core.artifact import Artifact, Input, Json, Work  # noqa: E402
 from overproof.core.config import ExportConfig  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
 from overproof.core.digest import pretty, sha256_file, sha256_json  # noqa: E402
+from overproof.core.disk import write_atomic  # noqa: E402
 from overproof.core.errors import StageError, UsageError  # noqa: E402
 from overproof.release.engine import DEFAULT_CONTEXT, Engine, version  # noqa: E402
 from overproof.release.targets import Target, find  # noqa: E402
@@ -121,7 +122,7 @@ def export(
             _judge(receipt, config)
             receipt |= {"model_sha256": model, "passed": True}
             receipt |= {"max_kl": config.max_kl, "min_agreement": config.min_agreement}
-            artifact.write_atomic(work.folder / target.name / RECEIPT, pretty(receipt).encode())
+            write_atomic(work.folder / target.name / RECEIPT, pretty(receipt).encode())
             receipts[target.name] = receipt
         return {"receipts": receipts}
 

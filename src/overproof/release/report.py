@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from overproof.core.artifact import disk_errors, write_atomic
 from overproof.core.digest import pretty
+from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import charts, words
 from overproof.release.conclusion import METRICS, Conclusion, conclude
 from overproof.release.facts import Json, Layer, ReportFacts, Run, clean, plain

@@ -26,9 +26,9 @@ device.prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from overproof.core.artifact import write_atomic  # noqa: E402
 from overproof.core.config import TrainConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
+from overproof.core.disk import write_atomic  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.workers import CONTEXT, spread  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402

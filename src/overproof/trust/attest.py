@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from overproof import __version__
-from overproof.core.artifact import MANIFEST, TEMPORARY, Artifact, disk_errors, write_atomic
+from overproof.core.artifact import MANIFEST, Artifact
 from overproof.core.digest import sha256_bytes, sha256_json
+from overproof.core.disk import TEMPORARY, disk_errors, write_atomic
 from overproof.core.errors import UsageError
 from overproof.trust import predicates
 from overproof.trust.bundle import sign

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from overproof.core.artifact import disk_errors
+from overproof.core.disk import disk_errors
 from overproof.core.errors import TrustError, UsageError
 
 DEFAULT_NAME = "default"

@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from overproof.core.artifact import Artifact, Json, Work, build, exclusive, write_atomic
+from overproof.core.artifact import Artifact, Json, Work, build
+from overproof.core.disk import exclusive, write_atomic
 from overproof.core.errors import OverproofError
 
 PART_BYTES = 50_000

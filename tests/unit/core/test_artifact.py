@@ -22,6 +22,7 @@ import stage
 
 from overproof.core import artifact
 from overproof.core.artifact import MANIFEST, Artifact, Json, Resource, Work, build, check, load
+from overproof.core.disk import exclusive
 from overproof.core.errors import StageError, TrustError
 
 STAGE = Path(stage.__file__)
@@ -182,6 +183,21 @@ def test_ctrl_c_keeps_the_work_folder(tmp_path: Path) -> None:
     assert simple(tmp_path).sha256 == simple(tmp_path / "other").sha256
 
 
+def test_the_time_of_a_stopped_run_counts_up_to_its_last_file(tmp_path: Path) -> None:
+    hour = 3600
+
+    def stopped(work: Work) -> Json:
+        (work.folder / "part").touch()
+        os.utime(work.folder / "part", (time.time() + hour, time.time() + hour))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simple(tmp_path, make=stopped)
+    times = simple(tmp_path).manifest["times"]
+    assert hour - 1 <= times["seconds"] < hour + 60
+    assert times["started"] <= times["finished"]
+
+
 def test_stopped_between_the_manifest_and_the_move(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +250,7 @@ def test_a_second_run_is_locked_out_and_told_by_whom(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(StageError, match="cannot write under"), artifact.exclusive(folder):
+        with pytest.raises(StageError, match="cannot write under"), exclusive(folder):
             pytest.fail("held")
 
 
@@ -324,15 +340,17 @@ def test_stopped_while_the_manifest_is_written(
 ) -> None:
     """What helps to resume is still there, and the half-written manifest is no part of it."""
 
-    def make(work: Work) -> Json:
-        done = work.scratch("done")
-        found = done.is_file()
-        done.write_bytes(b"")
-        (work.folder / "a.bin").write_bytes(b"a")
-        return {"resumed": found}
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", stop)
+
+        def make(work: Work) -> Json:
+            done = work.scratch("done")
+            found = done.is_file()
+            done.write_bytes(b"")
+            (work.folder / "a.bin").write_bytes(b"a")
+            if not found:
+                patch.setattr(os, "fsync", stop)  # from here on the manifest alone is written
+            return {"resumed": found}
+
         with pytest.raises(KeyboardInterrupt):
             simple(tmp_path, make=make)
     made = simple(tmp_path, make=make)

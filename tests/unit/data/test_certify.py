@@ -14,6 +14,7 @@ import pytest
 from overproof.core import artifact
 from overproof.core.artifact import load
 from overproof.core.config import DataConfig
+from overproof.core.disk import exclusive
 from overproof.core.errors import PolicyError, StageError, TrustError, UsageError
 from overproof.data import dataset
 from overproof.data.certify import Certified, Config, certify, render, run
@@ -276,7 +277,7 @@ def test_another_artifact_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with artifact.exclusive(tmp_path), pytest.raises(StageError, match="another run"):
+    with exclusive(tmp_path), pytest.raises(StageError, match="another run"):
         certified(tmp_path, GOOD)
 
 
