@@ -24,6 +24,13 @@ from overproof.release.report import write_report
 from overproof.release.tally import BY_POSITION, DIFFERENCES
 from overproof.teacher import local
 
+# What the measurement's figure at a dropped layer is, by the rule that chose.
+SCORES = {
+    "greedy-kl": "KL after dropping it too, nats per token",
+    "angular": "KL after dropping the whole block, nats per token",
+    "even": "not measured",
+}
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -197,9 +204,7 @@ def _importance(initial: Artifact, recipe: Recipe) -> f.Importance:
     for layer in range(initial.facts["teacher"]["layers"]):
         order, score = removed.get(layer, (None, None))
         rows.append(f.Layer(layer, layer in initial.facts["kept_layers"], score, order))
-    return f.Importance(
-        recipe.student.importance, "KL after dropping it too, nats per token", tuple(rows)
-    )
+    return f.Importance(recipe.student.importance, SCORES[recipe.student.importance], tuple(rows))
 
 
 def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
