@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 from overproof.student.vocabulary import Vocabulary, trim
 from overproof.teacher.local import identify
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+BYTES = sorted(ByteLevel.alphabet())
 SIZES = (279, 2_000, 12_288)
 # Characters of every plane, and the words of a task, so that whole tokens occur too.
 WORDS = st.sampled_from(
@@ -115,7 +117,43 @@ def test_closed_under_merges(size: int) -> None:
     state = json.loads(trimmed(size).tokenizer.to_str())["model"]
     made = {left + right for left, right in state["merges"]}
     assert all(part in state["vocab"] for merge in state["merges"] for part in merge)
-    assert made == {text for text in state["vocab"] if len(text) > 1} - set(CONTROL)
+    special = {str(token) for token in teacher().get_added_tokens_decoder().values()}
+    assert special > set(CONTROL)
+    assert made == {text for text in state["vocab"] if len(text) > 1} - special
+
+
+@st.composite
+def merge_tables(draw: st.DrawFn) -> list[tuple[str, str]]:
+    """Merges in any order, several of which may have one result, as converted tables have."""
+    made, merges = list("abc"), list[tuple[str, str]]()
+    for _ in range(draw(st.integers(1, 14))):
+        pair = draw(st.tuples(st.sampled_from(made), st.sampled_from(made)))
+        if pair not in merges and len("".join(pair)) < 8:
+            merges.append(pair)
+            made += [] if "".join(pair) in made else ["".join(pair)]
+    return draw(st.permutations(merges)) if draw(st.booleans()) else merges
+
+
+@settings(max_examples=300, deadline=None)
+@given(merge_tables(), st.data(), st.booleans())
+def test_any_table_of_merges(
+    merges: list[tuple[str, str]], data: st.DataObject, whole: bool
+) -> None:
+    """What the teacher cuts into kept tokens is cut so here, whatever way leads to them."""
+    ids = {text: number for number, text in enumerate(BYTES)}
+    for left, right in merges:
+        ids.setdefault(left + right, len(ids))
+    theirs = Tokenizer(models.BPE(ids, merges, ignore_merges=whole))
+    theirs.pre_tokenizer, theirs.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    mass = np.array(data.draw(st.lists(st.integers(0, 9), min_size=len(ids), max_size=len(ids))))
+    vocabulary = trim(theirs, mass, data.draw(st.integers(256, len(ids))), ())
+    kept = [text for text in ids if vocabulary.kept_U[ids[text]]]
+    words = st.lists(st.sampled_from(kept), max_size=6).map("".join)
+    for text in [*kept, *data.draw(st.lists(words, max_size=5))]:
+        wanted = theirs.model.tokenize(text)
+        if all(vocabulary.kept_U[piece.id] for piece in wanted):
+            ours = vocabulary.tokenizer.model.tokenize(text)
+            assert [piece.value for piece in ours] == [piece.value for piece in wanted]
 
 
 @settings(max_examples=60, deadline=None)

@@ -34,6 +34,7 @@ from overproof.teacher.signals import SignalCache, Signals, answer_mask  # noqa:
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
 SHAPE = "shape.json"
+SINGLE = ("bos_token_id", "pad_token_id")  # of a configuration; ends may be several
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ def make(
         length: tokens a packed sequence.
     """
     # 1.
-    control = set(teacher.tokenizer.all_special_tokens)
     mass = _mass(teacher, prefix, examples, signals)
-    vocabulary = trim(teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control)
+    vocabulary = trim(
+        teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control_tokens(teacher)
+    )
     # 2.
     half = teacher.half
     calibration = _calibration(prefix, examples, signals, config.calibration_tokens, length)
@@ -75,6 +77,7 @@ def make(
         kept, removals = importance.choose_layers(half, config, calibration, progress)
     # 3.
     student = shape.cut(teacher.model, kept, vocabulary)
+    name_control_tokens(student.config, teacher, vocabulary)
     head = [piece for token in prefix for piece in vocabulary.pieces(token)]
     texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
     batch = pack(head, texts, length)
@@ -169,16 +172,36 @@ def load_model(folder: Path) -> Any:
 
 
 def save_tokenizer(tokenizer: Tokenizer, teacher: Teacher, folder: Path) -> None:
-    """The trimmed tokenizer with the teacher's chat template and control tokens."""
+    """The trimmed tokenizer with the teacher's chat template and names of control tokens."""
     original = teacher.tokenizer
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=original.bos_token,
-        eos_token=original.eos_token,
-        pad_token=original.pad_token,
-        chat_template=original.chat_template,
+        **original.special_tokens_map,
+        extra_special_tokens=original.extra_special_tokens,
+        chat_template=original.get_chat_template(),
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
+
+
+def control_tokens(teacher: Teacher) -> set[str]:
+    """Texts of the tokens that a student must have whole: named ones, ends, beginning, padding."""
+    config = teacher.model.config
+    given = [*teacher.stop_ids, *(getattr(config, name, None) for name in SINGLE)]
+    ids = [number for number in given if isinstance(number, int) and number >= 0]
+    texts = teacher.tokenizer.convert_ids_to_tokens(ids)
+    return {*teacher.tokenizer.all_special_tokens, *(text for text in texts if text is not None)}
+
+
+def name_control_tokens(config: Any, teacher: Teacher, vocabulary: Vocabulary) -> None:
+    """Give the student's configuration its own ids of the teacher's control tokens.
+
+    All ends are named, not only the teacher's first; what the teacher's tokenizer lacks is None.
+    """
+    ends = [vocabulary.whole(token) for token in teacher.stop_ids]
+    config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    for name in SINGLE:
+        old = getattr(teacher.model.config, name, None)
+        setattr(config, name, vocabulary.whole(old) if isinstance(old, int) else None)
 
 
 def _mass(

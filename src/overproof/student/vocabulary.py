@@ -1,28 +1,43 @@
 """Trimming a byte-level BPE vocabulary to a task, so that any text can still be written.
 
 A head of 49,152 tokens costs about twice the training step of one of 8,192 in a student of 30M
-parameters, and a tenth of its memory. The trimmed tokenizer keeps all 256 bytes, so every input
-has an encoding, and it is closed under merges, so that a text whose tokens are all kept is
-encoded exactly as the teacher encodes it.
+parameters, and a tenth of its memory.
+
+What holds of the trimmed tokenizer, of any byte-level BPE:
+
+1. All 256 bytes are kept, so every text has an encoding, and no byte of it is lost.
+2. A text that the teacher cuts into kept tokens only, and loses no byte of, is cut into the same
+   tokens. Each token is kept with all that BPE passes through on its way to it, in the order of
+   the teacher's merges: what the teacher merges in such a text can be merged here too, and
+   nothing else comes before it.
+3. So whatever kept token the teacher can cut a text into, the student can.
+4. Control tokens are kept whole: all that are marked as special, named in the teacher's
+   configuration, or written by the post-processor.
+
+What does not hold: a text with a token that is not kept may be cut into other tokens than
+`Vocabulary.pieces` gives, one teacher token after another. The missing token no longer holds its
+bytes back from merging with their neighbours: the teacher's `ab|c` is `a|b|c` in pieces, and
+`a|bc` in the tokenizer's cut, where `bc` is kept and `ab` is not. Both decode to the same text.
 
 Shape suffixes: U teacher vocabulary, V student vocabulary.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.pre_tokenizers import ByteLevel
 
+from overproof.core.artifact import Json
 from overproof.core.errors import StageError, UsageError
+from overproof.teacher.tokens import byte_level, token_ids, written_ids
 
 Ints = NDArray[np.int64]
 ABSENT = -1
@@ -53,6 +68,11 @@ class Vocabulary:
     def size(self) -> int:
         """Number of student tokens."""
         return len(self.teacher_ids_V)
+
+    def whole(self, token: int) -> int | None:
+        """The student's id of a teacher token that is kept whole, None for any other."""
+        known = 0 <= token < len(self.kept_U) and self.kept_U[token]
+        return int(self.student_ids_U[token]) if known else None
 
     def pieces(self, token: int) -> tuple[int, ...]:
         """A teacher token in student tokens: itself, or its spelling."""
@@ -90,8 +110,9 @@ def trim(
 ) -> Vocabulary:
     """Keep the tokens that carry the most of the teacher's probability.
 
-    1. Keep the control tokens in `keep` and the 256 bytes.
-    2. Add tokens by falling mass, each with the tokens that its merges pass through, until full.
+    1. Keep the 256 bytes and the control tokens: those in `keep`, those that the tokenizer marks
+       as special, and those that its post-processor writes.
+    2. Add tokens by falling mass, each with the tokens that it is merged from, until full.
     3. Number them in the teacher's order; keep the merges whose parts and result are all kept.
     4. Map every teacher token to the student token that its text begins with.
 
@@ -99,38 +120,20 @@ def trim(
         tokenizer: the teacher's, byte-level BPE.
         mass_U: the probability that the teacher gives each token on the task, any scale.
         size: tokens wanted.
-        keep: control tokens that must stay (end of turn, start of turn).
+        keep: tokens that must stay (end of turn, start of turn).
 
     Raises:
-        StageError: the tokenizer is no byte-level BPE.
+        StageError: the tokenizer is no byte-level BPE, or lacks a token of `keep`.
         UsageError: the size has no room for step 1.
     """
-    state = _byte_level_state(tokenizer)
-    ids: dict[str, int] = state["model"]["vocab"] | {
-        row["content"]: row["id"] for row in state["added_tokens"]
-    }
-    parents = {left + right: (left, right) for left, right in state["model"]["merges"]}
-    control = sorted(set(keep), key=lambda text: ids[text])
-    # 1.
-    kept = dict.fromkeys([*control, *sorted(ByteLevel.alphabet())])
-    if size < len(kept):
-        raise UsageError(
-            f"student.vocabulary is {size}", details=[f"bytes and control tokens need {len(kept)}"]
-        )
-    # 2.
+    state = byte_level(tokenizer)
+    ids = token_ids(state)
     texts = {number: text for text, number in ids.items()}
-    special = {row["content"] for row in state["added_tokens"]}
-    for number in np.argsort(-mass_U, kind="stable"):
-        text = texts.get(int(number))
-        if text is None or text in kept or text in special:
-            continue
-        chain = [part for part in _derivation(text, parents) if part not in kept]
-        if len(kept) + len(chain) > size:
-            break
-        kept |= dict.fromkeys(chain)
+    # 1. and 2.
+    kept = _choose(state, texts, mass_U, size, keep)
     # 3.
     order = sorted(kept, key=lambda text: ids.get(text, len(ids)))
-    student = _rebuild(state, order, control)
+    student = _rebuild(state, order, texts)
     teacher_ids = np.array([ids.get(text, ABSENT) for text in order])
     # 4.
     kept_U = np.zeros(max(len(mass_U), max(texts) + 1), np.bool_)
@@ -140,29 +143,64 @@ def trim(
     )
 
 
-def _byte_level_state(tokenizer: Tokenizer) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads(tokenizer.to_str())
-    if state["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(state["pre_tokenizer"]):
-        raise StageError(
-            "the teacher's tokenizer is no byte-level BPE, so its vocabulary cannot be trimmed",
-            details=[f"got model {state['model']['type']}"],
-            hint="use a teacher with a byte-level BPE tokenizer, such as Llama 3, Qwen or SmolLM",
+def _choose(
+    state: Json,
+    texts: Mapping[int, str],
+    mass_U: NDArray[np.float64],
+    size: int,
+    keep: Iterable[str],
+) -> dict[str, None]:
+    """Steps 1 and 2 of `trim`: the texts of the student's tokens."""
+    added = {row["content"]: row["special"] for row in state["added_tokens"]}
+    ranks = {(left, right): rank for rank, (left, right) in enumerate(state["model"]["merges"])}
+    # 1.
+    control = {text for text, special in added.items() if special}
+    control |= {*keep, *(texts[number] for number in written_ids(state))}
+    missing = sorted(control - set(texts.values()))
+    if missing:
+        raise StageError("the teacher's tokenizer lacks its own control tokens", details=missing)
+    kept = dict.fromkeys(sorted(_BYTES))
+    for text in control:
+        kept |= dict.fromkeys(_derivation(text, ranks))
+    if size < len(kept):
+        raise UsageError(
+            f"student.vocabulary is {size}", details=[f"bytes and control tokens need {len(kept)}"]
         )
-    return state
+    # 2.
+    for number in np.argsort(-mass_U, kind="stable"):
+        wanted = texts.get(int(number))
+        if wanted is None or wanted in kept:
+            continue
+        new = [part for part in _derivation(wanted, ranks) if part not in kept]
+        if len(kept) + len(new) > size:
+            break
+        kept |= dict.fromkeys(new)
+    return kept
 
 
-def _derivation(text: str, parents: dict[str, tuple[str, str]]) -> list[str]:
-    """The token and every token that its merges pass through, parts first."""
-    found: list[str] = []
-    stack = [text]
-    while stack:
-        part = stack.pop()
-        found.append(part)
-        stack.extend(parents.get(part, ()))
-    return found[::-1]
+def _derivation(text: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """The token, after every token that BPE makes on its way from the bytes to it.
+
+    Merges are replayed, not looked up: a token may be the result of several, and the one that
+    is applied depends on those before it. A token that BPE does not arrive at stands alone: an
+    added one, found in a text before it is cut; one that is only ever a whole word, where the
+    tokenizer takes those as they are (`ignore_merges`); or one that no text is cut into.
+    """
+    parts, made = list(text), list[str]()
+    while len(parts) > 1:
+        pairs = [
+            (ranks[pair], place) for place, pair in enumerate(pairwise(parts)) if pair in ranks
+        ]
+        if not pairs:
+            return [text]
+        _, place = min(pairs)
+        made.append(parts[place] + parts[place + 1])
+        parts[place : place + 2] = made[-1:]
+    return made or [text]
 
 
-def _rebuild(state: dict[str, Any], order: list[str], control: list[str]) -> Tokenizer:
+def _rebuild(state: Json, order: list[str], texts: Mapping[int, str]) -> Tokenizer:
+    """The tokenizer with these tokens, numbered in this order."""
     number = {text: index for index, text in enumerate(order)}
     model = state["model"] | {
         # Control tokens stand here too: the library numbers added tokens that the model's own
@@ -175,12 +213,36 @@ def _rebuild(state: dict[str, Any], order: list[str], control: list[str]) -> Tok
         ],
         "unk_token": None,
     }
-    added = [
-        row | {"id": number[row["content"]]}
-        for row in state["added_tokens"]
-        if row["content"] in control
-    ]
-    return Tokenizer.from_str(json.dumps(state | {"model": model, "added_tokens": added}))
+    changed = {
+        "model": model,
+        "added_tokens": [
+            row | {"id": number[row["content"]]}
+            for row in state["added_tokens"]
+            if row["content"] in number
+        ],
+        "post_processor": _renumbered(
+            state["post_processor"], {old: number.get(text) for old, text in texts.items()}
+        ),
+        "padding": None,  # set by each caller; the teacher's would hold the teacher's ids
+        "truncation": None,
+    }
+    return Tokenizer.from_str(json.dumps(state | changed))
+
+
+def _renumbered(part: Json | None, new: Mapping[int, int | None]) -> Json | None:
+    """A post-processor with the student's ids for the teacher's; `written_ids` lists them."""
+    if part is None:
+        return None
+    if "processors" in part:
+        return part | {"processors": [_renumbered(step, new) for step in part["processors"]]}
+    if "special_tokens" in part:
+        rows = {
+            name: row | {"ids": [new[old] for old in row["ids"]]}
+            for name, row in part["special_tokens"].items()
+        }
+        return part | {"special_tokens": rows}
+    sides = [side for side in ("cls", "sep") if side in part]
+    return part | {side: [part[side][0], new[part[side][1]]] for side in sides}
 
 
 def _first_pieces(student: Tokenizer, texts: Mapping[int, str], size: int) -> Ints:
@@ -211,7 +273,7 @@ def _spelling(student: Tokenizer, text: str) -> tuple[int, ...]:
 def _byte_alphabet() -> list[str]:
     """The character that stands for each byte (GPT-2's table): itself if it can be printed."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    spare = itertools.count(256)
+    spare = count(256)
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa
 from overproof.core.artifact import Resource  # noqa: E402
 from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
+from overproof.teacher.tokens import byte_level, token_ids  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -107,7 +108,10 @@ class Teacher:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer.
+        """Tokens that end an answer: all that the model's makers name, the end of a turn first.
+
+        The end of a turn is what the tokenizer calls its own end: several makers list the end of
+        a text before it, and formats that hold one end hold the first.
 
         Raises:
             StageError: the model's configuration names none.
@@ -119,7 +123,9 @@ class Teacher:
                 f"teacher {self.name} does not say which token is the end of an answer",
                 hint="give `eos_token_id` in its generation_config.json",
             )
-        return tuple(stop) if isinstance(stop, Sequence) else (int(stop),)
+        ends = dict.fromkeys(map(int, stop if isinstance(stop, Sequence) else [stop]))
+        turn = self.tokenizer.eos_token_id
+        return tuple(sorted(ends, key=lambda end: end != turn))
 
     @property
     def parameters(self) -> int:
@@ -162,7 +168,7 @@ def load(name: str) -> Teacher:
     """Load a teacher in fp32.
 
     Raises:
-        StageError: the files cannot be read as a model.
+        StageError: the files cannot be read as a model, or no student can speak its tokens.
         and whatever `identify` raises.
     """
     path, resource = identify(name)
@@ -174,11 +180,46 @@ def load(name: str) -> Teacher:
             tokenizer = AutoTokenizer.from_pretrained(path)
     except UNREADABLE as error:
         raise _unreadable(name, path, error) from error
-    if tokenizer.chat_template is None:
+    teacher = Teacher(name, resource, model.eval(), tokenizer)
+    _require_usable(teacher)
+    return teacher
+
+
+def _require_usable(teacher: Teacher) -> None:
+    """Refuse, before any work, a teacher whose turns or tokens a student could not be given.
+
+    1. Its tokenizer can be trimmed.
+    2. It has a chat template, the default one where it has several.
+    3. The model has a row for every token.
+    4. What ends an answer is a token.
+    """
+    name, tokenizer = teacher.name, teacher.tokenizer
+    # 1.
+    state = byte_level(getattr(tokenizer, "backend_tokenizer", tokenizer))
+    # 2.
+    template = tokenizer.chat_template
+    if template is None or (isinstance(template, dict) and "default" not in template):
         raise StageError(
             f"teacher {name} has no chat template", hint="use an instruction-tuned model"
         )
-    return Teacher(name, resource, model.eval(), tokenizer)
+    # 3.
+    texts = {number: text for text, number in token_ids(state).items()}
+    rows = teacher.model.get_input_embeddings().weight.shape[0]
+    beyond = max(texts, default=0)
+    if beyond >= rows:
+        raise StageError(
+            f"teacher {name} has tokens that its model has no embedding for",
+            details=[f"token {texts[beyond]!r} has id {beyond}, the model {rows} rows"],
+            hint="use a teacher whose embedding was resized with its tokenizer",
+        )
+    # 4.
+    unknown = [end for end in teacher.stop_ids if end not in texts]
+    if unknown:
+        raise StageError(
+            f"teacher {name} ends an answer with an id that is no token",
+            details=[f"eos_token_id: got {unknown}, wanted ids of its tokenizer"],
+            hint="correct `eos_token_id` in its generation_config.json",
+        )
 
 
 def _unreadable(name: str, path: Path, error: Exception) -> StageError:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_teacher as tiny
 import training
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from overproof.core.errors import StageError, UsageError
 from overproof.student.vocabulary import _BYTES, Vocabulary, trim
@@ -25,6 +25,52 @@ def test_a_tokenizer_of_another_kind_is_refused() -> None:
     with pytest.raises(StageError, match="no byte-level BPE") as caught:
         trim(Tokenizer(models.WordLevel({"a": 0}, "a")), np.ones(1), 300, ())
     assert "got model WordLevel" in caught.value.render()
+
+
+def bpe(*merges: tuple[str, str]) -> Tokenizer:
+    """Bytes and these merges."""
+    ids = {text: number for number, text in enumerate(_BYTES)}
+    for left, right in merges:
+        ids.setdefault(left + right, len(ids))
+    made = Tokenizer(models.BPE(ids, list(merges)))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def test_a_token_is_kept_with_the_merges_that_lead_to_it() -> None:
+    """Two merges make `abcd`; the later one, by `abc`, is never reached."""
+    whole = bpe(("a", "b"), ("c", "d"), ("b", "c"), ("ab", "cd"), ("a", "bc"), ("abc", "d"))
+    assert whole.encode("abcd").tokens == ["abcd"]
+    mass = np.zeros(whole.get_vocab_size())
+    mass[whole.token_to_id("abcd")], mass[whole.token_to_id("bc")] = 2, 1
+    vocabulary = trim(whole, mass, 256 + 4, ())
+    assert vocabulary.tokenizer.encode("abcd").tokens == ["abcd"]
+    assert set(vocabulary.tokenizer.get_vocab()) - set(_BYTES) == {"ab", "cd", "abcd", "bc"}
+
+
+def test_a_token_that_no_merge_leads_to_brings_nothing_along() -> None:
+    """No text is cut into it: `bc` always comes before."""
+    whole = bpe(("b", "c"), ("a", "b"), ("ab", "c"))
+    assert whole.encode("abc").tokens == ["a", "bc"]
+    mass = np.zeros(whole.get_vocab_size())
+    mass[whole.token_to_id("abc")] = 1
+    vocabulary = trim(whole, mass, 256 + 1, ())
+    assert set(vocabulary.tokenizer.get_vocab()) - set(_BYTES) == {"abc"}
+    assert vocabulary.pieces(whole.token_to_id("abc")) == (vocabulary.whole(258),)
+
+
+def test_without_a_token_its_neighbours_may_merge() -> None:
+    """The one thing that is not promised; either way the text is the same."""
+    whole = bpe(("a", "b"), ("b", "c"))
+    mass = np.zeros(whole.get_vocab_size())
+    mass[whole.token_to_id("bc")] = 1
+    vocabulary = trim(whole, mass, 256 + 1, ())
+    ours = vocabulary.tokenizer.encode("abc").ids
+    pieces = [piece for token in whole.encode("abc").ids for piece in vocabulary.pieces(token)]
+    named = [[vocabulary.tokenizer.id_to_token(piece) for piece in one] for one in (ours, pieces)]
+    assert named == [["a", "bc"], ["a", "b", "c"]]
+    assert vocabulary.tokenizer.decode(ours) == vocabulary.tokenizer.decode(pieces) == "abc"
 
 
 def test_room_for_all_keeps_all() -> None:

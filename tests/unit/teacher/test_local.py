@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_teacher as tiny
 import torch
+from tokenizers import Tokenizer, models
+from tokenizers.processors import BertProcessing
+from transformers import GenerationConfig
 
 from overproof.core.errors import OverproofError, StageError, TrustError, UsageError
 from overproof.teacher import local
 from overproof.teacher.local import Builtin, config_of, hub_name, identify, load
+from overproof.teacher.tokens import byte_level
 
 BUILTIN = "builtin:smollm2-135m-instruct"
 
@@ -126,6 +132,114 @@ def test_a_teacher_without_a_chat_template(folder: Path) -> None:
         load(str(folder))
 
 
+def test_a_teacher_of_named_chat_templates_only(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    file = folder / "tokenizer_config.json"
+    named = [{"name": "tool_use", "template": tiny.TEMPLATE}]
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"chat_template": named}))
+    with pytest.raises(StageError, match="no chat template"):
+        load(str(folder))
+    named.append({"name": "default", "template": "{{ messages[0]['content'] }}"})
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"chat_template": named}))
+    teacher = load(str(folder))
+    assert teacher.tokenizer.decode(teacher.prompt_ids("My parcel", None)) == "My parcel"
+
+
+@pytest.mark.parametrize(
+    ("model", "got"),
+    [
+        (models.WordLevel({"a": 0}, "a"), "got model WordLevel"),
+        (models.WordPiece({"a": 0}), "got model WordPiece"),
+        (models.Unigram([("a", 0.0)], 0), "got model Unigram"),
+        (models.BPE({"a": 0}, []), "got pre_tokenizer none, wanted ByteLevel"),
+    ],
+)
+def test_tokenizers_of_other_kinds_are_refused(model: Any, got: str) -> None:
+    with pytest.raises(StageError, match="no byte-level BPE") as caught:
+        byte_level(Tokenizer(model))
+    assert got in caught.value.render()
+    assert "such as Llama 3" in caught.value.render()
+
+
+def test_a_tokenizer_of_another_library_is_refused() -> None:
+    with pytest.raises(StageError, match="no byte-level BPE") as caught:
+        byte_level(object())
+    assert "got object, not of the library `tokenizers`" in caught.value.render()
+
+
+BEGIN = {"id": "<|start|>", "ids": [4000], "tokens": ["<|start|>"]}
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<|start|>", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {"<|start|>": BEGIN},
+}
+PREFIXED = {"continuing_subword_prefix": "##", "merges": []}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+
+
+def collide(state: Any) -> None:
+    """The library numbers an added token by the size of the vocabulary, gap or no gap."""
+    del state["model"]["vocab"]["¥"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    state["added_tokens"].append({"id": 400, "content": "<|late|>", **flags})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(pre_tokenizer=METASPACE), "pre_tokenizer Metaspace, wanted ByteLevel"),
+        (lambda s: s.update(decoder=None), "decoder none, wanted ByteLevel"),
+        (lambda s: s["model"].update(byte_fallback=True), "byte_fallback True"),
+        (lambda s: s["model"].update(dropout=0.1), "dropout 0.1"),
+        (lambda s: s["model"].update(end_of_word_suffix="e"), "end_of_word_suffix 'e'"),
+        (lambda s: s["model"].update(PREFIXED), "continuing_subword_prefix '##'"),
+        (lambda s: s.update(post_processor=TEMPLATE), "[4000] in its post-processor"),
+        (collide, "got 359 for 'Ġone' and '<|late|>'"),
+    ],
+)
+def test_a_tokenizer_that_no_student_can_have_is_refused_at_load(
+    folder: Path, change: Callable[[Any], None], message: str
+) -> None:
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_bytes())
+    change(state)
+    file.write_text(json.dumps(state))
+    with pytest.raises(StageError, match="so its vocabulary cannot be trimmed") as caught:
+        load(str(folder))
+    assert message in caught.value.render()
+
+
+def test_a_post_processor_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a later release of the library: its ids would stay the teacher's."""
+    whole = Tokenizer.from_str(tiny.tokenizer().to_str())
+    whole.post_processor = BertProcessing(("<|end|>", 0), ("<|start|>", 1))
+    assert byte_level(whole)["post_processor"]["type"] == "BertProcessing"
+    monkeypatch.setattr(local, "POST_PROCESSORS", {"ByteLevel"})
+    with pytest.raises(StageError, match="unknown step") as caught:
+        byte_level(whole)
+    assert "got post-processor BertProcessing" in caught.value.render()
+
+
+def test_a_token_without_an_embedding_is_told(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    whole = Tokenizer.from_file(str(file))
+    whole.add_special_tokens(["<|pad|>"])
+    whole.save(str(file))
+    with pytest.raises(StageError, match="no embedding for") as caught:
+        load(str(folder))
+    assert f"token '<|pad|>' has id 360, the model {tiny.TOKENS} rows" in caught.value.render()
+
+
+def test_an_end_that_is_no_token_is_told(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "large", vocabulary=tiny.TOKENS + 24)  # rows may be more
+    assert load(str(folder)).stop_ids == (0,)
+    GenerationConfig(eos_token_id=[0, tiny.TOKENS + 3]).save_pretrained(folder)
+    with pytest.raises(StageError, match="an id that is no token") as caught:
+        load(str(folder))
+    assert "eos_token_id: got [363]" in caught.value.render()
+
+
 def test_a_teacher_without_an_end_is_told() -> None:
     teacher = tiny.teacher()
     teacher.model.generation_config.eos_token_id = None
@@ -138,6 +252,8 @@ def test_several_ends(folder: Path) -> None:
     teacher = load(str(folder))
     teacher.model.generation_config.eos_token_id = [0, 5]
     assert teacher.stop_ids == (0, 5)
+    teacher.model.generation_config.eos_token_id = [5, 7, 0, 5]
+    assert teacher.stop_ids == (0, 5, 7), "the end of a turn first, each once"
 
 
 def test_a_built_in_that_was_changed_is_refused(
