@@ -14,7 +14,7 @@ from tokenizers.processors import BertProcessing
 from transformers import GenerationConfig
 
 from overproof.core.errors import OverproofError, StageError, TrustError, UsageError
-from overproof.teacher import local
+from overproof.teacher import local, tokens
 from overproof.teacher.local import Builtin, config_of, hub_name, identify, load
 from overproof.teacher.tokens import byte_level
 
@@ -215,7 +215,7 @@ def test_a_post_processor_of_another_kind_is_refused(monkeypatch: pytest.MonkeyP
     whole = Tokenizer.from_str(tiny.tokenizer().to_str())
     whole.post_processor = BertProcessing(("<|end|>", 0), ("<|start|>", 1))
     assert byte_level(whole)["post_processor"]["type"] == "BertProcessing"
-    monkeypatch.setattr(local, "POST_PROCESSORS", {"ByteLevel"})
+    monkeypatch.setattr(tokens, "POST_PROCESSORS", {"ByteLevel"})
     with pytest.raises(StageError, match="unknown step") as caught:
         byte_level(whole)
     assert "got post-processor BertProcessing" in caught.value.render()
