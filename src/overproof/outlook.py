@@ -34,13 +34,13 @@ def plan(recipe: Recipe, path: Path) -> Json:
     """
     place, resource = local.identify(recipe.teacher.model)
     config = local.config_of(recipe.teacher.model)
-    decision = gate.decide(
-        [gate.Teacher(resource.name, resource.sha256)],
+    decision, demanded = obligations.permit(
+        gate.Teacher(resource.name, resource.sha256),
+        place,
         channel=recipe.teacher.channel,
+        name=recipe.student.name,
         on=dt.datetime.now(dt.UTC).date(),
-    ).require()
-    beside = obligations.texts_beside(place, decision.obligations)
-    name = obligations.carry_out(decision, recipe.student.name, beside).require().name
+    )
     layer = _layer_parameters(config)
     teacher = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
     narrow = _layer_parameters(config, recipe.student.mlp_width)
@@ -71,7 +71,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "obligations": [one.id for one in decision.obligations],
             "warnings": list(decision.warnings),
         },
-        "student": {"name": name, "parameters": student},
+        "student": {"name": demanded.name, "parameters": student},
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
         "expected_total_seconds": round(sum(seconds.values())),
         "expected_memory_bytes": round(

@@ -96,9 +96,7 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
-    decision, terms = ask_terms(recipe, teacher, store)
-    beside = obligations.texts_beside(place, decision.obligations)
-    plan = obligations.carry_out(decision, recipe.student.name, beside).require()
+    decision, plan, terms = ask_terms(recipe, place, teacher, store)
 
     samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
     cached = signals.cache(load, samples, recipe, teacher, store)
@@ -142,15 +140,21 @@ def _certify(
     return certified
 
 
-def ask_terms(recipe: Recipe, teacher: Resource, store: Path) -> tuple[gate.Decision, Artifact]:
+def ask_terms(
+    recipe: Recipe, place: Path, teacher: Resource, store: Path
+) -> tuple[gate.Decision, obligations.Plan, Artifact]:
     """Ask the gate, before the first token of the teacher; keep its verdict as an artifact.
 
     Raises:
         PolicyError: the terms forbid it; the message names the clause.
     """
-    given = gate.Teacher(teacher.name, teacher.sha256)
-    today = dt.datetime.now(dt.UTC).date()
-    decision = gate.decide([given], channel=recipe.teacher.channel, on=today).require()
+    decision, plan = obligations.permit(
+        gate.Teacher(teacher.name, teacher.sha256),
+        place,
+        channel=recipe.teacher.channel,
+        name=recipe.student.name,
+        on=dt.datetime.now(dt.UTC).date(),
+    )
     for warning in decision.warnings:
         note(f"terms: {warning}")
     # The day is left out: a verdict that has not changed since yesterday is the same verdict.
@@ -159,10 +163,15 @@ def ask_terms(recipe: Recipe, teacher: Resource, store: Path) -> tuple[gate.Deci
     def make(_: Work) -> Json:
         return {"verdict": verdict["verdict"]}
 
-    config = {"verdict": verdict}
-    return decision, build(
-        store, "terms", inputs={"teacher": teacher}, config=config, make=make, layer="policy"
+    terms = build(
+        store,
+        "terms",
+        inputs={"teacher": teacher},
+        config={"verdict": verdict},
+        make=make,
+        layer="policy",
     )
+    return decision, plan, terms
 
 
 def publish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,8 @@ from pathlib import Path
 from overproof.core.contract import CARD, LICENCES, MIN_LICENCE_TEXT, NOTICE, licence_file
 from overproof.core.errors import PolicyError, StageError, UsageError
 from overproof.policy import licences
-from overproof.policy.gate import Decision
-from overproof.policy.rows import Obligation
+from overproof.policy.gate import Decision, Teacher, decide
+from overproof.policy.rows import Channel, Obligation
 
 TEXTS = Path(__file__).with_name("data") / "licences"
 # Longest repository name on the Hugging Face hub, characters (huggingface_hub, validate_repo_id).
@@ -74,6 +75,25 @@ class Plan:
         """
         raise_unmet(self.missing, "some obligations of the teacher's terms cannot be carried out")
         return self
+
+
+def permit(
+    teacher: Teacher, weights: Path, *, channel: Channel, name: str, on: dt.date
+) -> tuple[Decision, Plan]:
+    """What must be settled before the teacher's first token: the verdict, and what it demands.
+
+    Args:
+        weights: the teacher's folder or file; licence texts beside it are used.
+        name: the student's name in the recipe.
+        on: the day that the terms are asked for.
+
+    Raises:
+        PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
+        UsageError: the name is no file name.
+    """
+    decision = decide([teacher], channel=channel, on=on).require()
+    plan = carry_out(decision, name, texts_beside(weights, decision.obligations))
+    return decision, plan.require()
 
 
 def carry_out(decision: Decision, name: str, texts: Mapping[str, str] | None = None) -> Plan:
