@@ -127,9 +127,7 @@ def main() -> None:
     models, rates = {}, {}
     with tempfile.TemporaryDirectory() as folder, meter("ours", given.steps, "steps") as bar:
         examples = Path(folder) / "examples"
-        data = build_train_set(
-            examples, answers.prefix, answers.train, start.vocabulary, signals, signals.top_k
-        )
+        data = build_train_set(examples, answers.prefix, answers.train, start.vocabulary, signals)
         budget = answer_tokens(data, recipe)
         model, began = copy.deepcopy(start.model), time.perf_counter()
         train(model, examples, recipe.train, recipe.seed, Path(folder), bar)

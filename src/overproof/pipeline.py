@@ -21,12 +21,13 @@ device.prepare()
 
 from overproof.data import certify, dataset  # noqa: E402
 from overproof.policy import gate, licences, obligations  # noqa: E402
-from overproof.release import assemble, quality  # noqa: E402
+from overproof.release import assemble, quality, targets  # noqa: E402
 from overproof.release.assemble import Parts  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
-from overproof.student import arms, initial, shape  # noqa: E402
+from overproof.student import arms, initial  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
+from overproof.teacher.tokens import byte_level  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
 STAGES = "stages"
@@ -122,12 +123,15 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
 def _load(recipe: Recipe) -> local.Teacher:
     """The teacher; what cannot end well is refused before its first token."""
     teacher = local.load(recipe.teacher.model)
-    shape.demand_fit(teacher.model, recipe.student)
+    initial.demand(teacher, recipe.student)
     if quality.SPEED_TARGET not in recipe.export.targets:
         raise UsageError(
             f"export.targets lacks {quality.SPEED_TARGET}, the build whose speed is measured",
             details=[f"got {', '.join(recipe.export.targets) or 'none'}"],
         )
+    state = byte_level(teacher.tokenizer.backend_tokenizer)
+    for target in recipe.export.targets:
+        targets.find(target).demand(type(teacher.model).__name__, teacher.model.config, state)
     return teacher
 
 

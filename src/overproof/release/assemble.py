@@ -88,7 +88,7 @@ def collect(
     proof: f.Proof,
 ) -> f.ReportFacts:
     """Everything the report shows, from the stages' manifests."""
-    result = result_of(parts.evaluation)
+    result, samples = result_of(parts.evaluation), parts.samples.facts
     top_k = recipe.sample.top_k
     return f.ReportFacts(
         name=plan.name,
@@ -144,8 +144,8 @@ def collect(
         ),
         answers=tuple(f.Answer(**row) for row in result["answers"]),
         receipts=tuple(_receipt(one) for one in parts.export.facts["receipts"].values()),
-        dataset=_dataset(parts.train, recipe.data.train, parts.samples.facts["train"]),
-        heldout=_dataset(parts.heldout, recipe.data.heldout, parts.samples.facts["heldout"]),
+        dataset=_dataset(parts.train, recipe.data.train, samples["prompts"]),
+        heldout=_dataset(parts.heldout, recipe.data.heldout, samples["heldout_prompts"]),
         terms=decision.to_json([one.id for one in plan.obligations]),
         proof=proof,
         stages=tuple(
@@ -209,10 +209,11 @@ def _importance(initial: Artifact, recipe: Recipe) -> f.Importance:
 
 def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
     train, student = recipe.train, recipe.student
-    wide = student.mlp_width
+    wide, drawn = student.mlp_width, parts.samples.facts
     width = "the teacher's MLPs" if wide is None else f"MLPs of {wide:,} units"
     return (
-        f"The teacher answered {parts.samples.facts['train']:,} certified prompts at temperature "
+        f"The teacher gave {drawn['answers']:,} answers to {drawn['prompts']:,} certified prompts "
+        "at temperature "
         f"{recipe.sample.temperature:g}, from its {recipe.sample.top_k} most likely tokens and the "
         f"likeliest {recipe.sample.top_p:.0%} of their mass, "
         f"{recipe.sample.max_new_tokens} tokens at most. Its {recipe.signals.top_k} most likely "

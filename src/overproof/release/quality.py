@@ -116,7 +116,7 @@ def _side_by_side(
     for name, model in models.items():
         places = len(head) + max(map(len, prompts)) + 32 + recipe.sample.max_new_tokens
         drawn = Sampler(model, head, drawing, places).draw(requests)
-        said[name] = {request.key: vocabulary.tokenizer.decode(tokens) for request, tokens in drawn}
+        said[name] = {one.record: vocabulary.tokenizer.decode(tokens) for one, tokens in drawn}
     return [
         {
             "prompt": _user_text(teacher, one),

@@ -45,7 +45,6 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
             answers.train,
             start.vocabulary,
             signals,
-            signals.top_k if signals else 1,
         )
         device.release_memory()  # the projection's temporaries, before the workers need room
         with meter(f"training {kind}", recipe.train.steps, "steps") as progress:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from overproof.core.errors import StageError
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.example import Example
 from overproof.teacher.signals import Signals
@@ -121,16 +123,32 @@ def build_train_set(
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     signals: Iterable[Signals] | None,
-    top_k: int = 1,
 ) -> TrainSet:
     """Write the targets of every position of every example, and map them.
 
     Args:
-        folder: where the arrays go; what is there is overwritten.
+        folder: where the arrays go; one that is there is whole, and is kept.
         signals: the teacher's, in the order of the examples; None for the control arm, whose
             target is the next token alone.
-        top_k: tokens kept a position, of `signals`.
+
+    Raises:
+        StageError: the signals are not those of these examples.
     """
+    if not folder.is_dir():
+        part = folder.with_name(f"{folder.name}.part")
+        part.mkdir(parents=True, exist_ok=True)
+        _write(part, prefix, examples, vocabulary, signals)
+        part.rename(folder)
+    return TrainSet.map(folder)
+
+
+def _write(
+    folder: Path,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    signals: Iterable[Signals] | None,
+) -> None:
     respelled = [respell(example, vocabulary) for example in examples]
     tokens = np.array([token for one in respelled for token in one.tokens])
     position = np.array([place for one in respelled for place in one.teacher_positions])
@@ -142,20 +160,22 @@ def build_train_set(
         "tokens_N": tokens,
         "weight_N": (drawn | spelled).astype(np.float32),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, array in small.items():
         np.save(_file(folder, name), array)
-    chunks = (chunk for shard in signals or () for chunk in project(shard, vocabulary, top_k))
-    shape = (len(tokens), min(top_k, vocabulary.size))
+    shards = iter(signals or ())
+    first = next(shards, None)
+    top_k = 1 if first is None else min(first.ids_NK.shape[1], vocabulary.size)
+    whole = shards if first is None else chain([first], shards)
+    chunks = (chunk for shard in whole for chunk in project(shard, vocabulary, top_k))
+    at = np.flatnonzero(drawn) if signals is not None else np.zeros(0, np.int64)
     # Written piece after piece: a full disk is an error here, in mapped memory it is a crash.
     with (
-        _open(folder, "ids_NK", np.int32, shape) as to_ids,
-        _open(folder, "probs_NK", np.float32, shape) as to_probs,
+        _open(folder, "ids_NK", np.int32, (len(tokens), top_k)) as to_ids,
+        _open(folder, "probs_NK", np.float32, (len(tokens), top_k)) as to_probs,
     ):
-        for ids_mK, probs_mK in _blocks(tokens, np.flatnonzero(drawn), chunks, shape[1]):
+        for ids_mK, probs_mK in _blocks(tokens, at, chunks, top_k):
             to_ids.write(ids_mK.tobytes())
             to_probs.write(probs_mK.tobytes())
-    return TrainSet.map(folder)
 
 
 def _blocks(
@@ -167,6 +187,9 @@ def _blocks(
     """Targets of all positions, in order; `chunks` are those of the positions `drawn`.
 
     The target of the others is the next token itself: for the control arm, and inside spellings.
+
+    Raises:
+        StageError: there are more or fewer targets in `chunks` than places in `drawn`.
     """
     following_N = np.roll(tokens_N, -1)
 
@@ -179,10 +202,19 @@ def _blocks(
     start = done = 0
     for own_ids, own_probs in chunks:
         at = drawn[done : done + len(own_ids)]
+        done += len(own_ids)
+        if done > len(drawn):
+            break
         ids, probs = block(start, at[-1] + 1)
         ids[at - start], probs[at - start] = own_ids, own_probs
         yield ids, probs
-        start, done = at[-1] + 1, done + len(at)
+        start = at[-1] + 1
+    if done != len(drawn):
+        raise StageError(
+            "the signals are not those of these answers",
+            details=[f"got {done:,} positions or more, wanted {len(drawn):,}"],
+            hint="remove the folder of the run's stages, and run the same command again",
+        )
     yield block(start, len(tokens_N))
 
 

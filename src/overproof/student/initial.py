@@ -25,7 +25,7 @@ from overproof.core.digest import pretty  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
 from overproof.student import importance, shape  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
-from overproof.student.vocabulary import Vocabulary, trim  # noqa: E402
+from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
@@ -44,6 +44,19 @@ class Initial:
     model: Any
     vocabulary: Vocabulary
     facts: dict[str, Any]
+
+
+def demand(teacher: Teacher, config: StudentConfig) -> None:
+    """Refuse, before any work, a student that cannot be made of this teacher.
+
+    Raises:
+        StageError: the architecture has no plain stack of decoder layers, or the tokenizer lacks
+            its own control tokens.
+        UsageError: larger than the teacher, or a vocabulary with no room for bytes and control
+            tokens.
+    """
+    shape.demand_fit(teacher.model, config)
+    demand_room(teacher.tokenizer.backend_tokenizer, config.vocabulary, control_tokens(teacher))
 
 
 def make(

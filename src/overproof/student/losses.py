@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 CHUNK_POSITIONS = 512  # of one matrix product; its logits are held in the type of the product
-CACHE_BYTES = 1 << 20  # of fp32 logits worked on at a time: a dozen passes, all in the L2 cache
+CACHE_BYTES = 1 << 20  # of fp32 logits worked on at a time: seven passes, all in the L2 cache
 
 
 def bucket_kl(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,9 +77,7 @@ def cut(teacher: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
     config.num_hidden_layers = len(kept)
     config.vocab_size = vocabulary.size
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        old = getattr(config, name, None)
-        if isinstance(old, int):
-            setattr(config, name, int(vocabulary.student_ids_U[old]))
+        setattr(config, name, None)  # the teacher's ids; the caller names the student's
     student = type(teacher)(config).float()
     rows = torch.from_numpy(vocabulary.teacher_ids_V)
     known = (rows >= 0)[:, None]
@@ -110,7 +108,7 @@ def _demand_equal(
     wanted = teacher.model.norm(theirs.through(theirs.embedded, kept))
     got = student.model(input_ids=ids[None], use_cache=False).last_hidden_state
     gap = float((got - wanted).norm() / wanted.norm())
-    if gap > PROBE_GAP:
+    if not gap <= PROBE_GAP:  # a NaN is refused too
         raise StageError(
             f"{type(teacher).__name__} cannot be cut into a student",
             details=[f"the cut student's states differ by {gap:.2g} from the kept layers' own"],

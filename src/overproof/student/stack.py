@@ -19,7 +19,7 @@ from overproof.teacher.forward import model_inputs  # noqa: E402
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 PROBE = (11, 42, 7, 23, 5, 31, 2, 47, 13, 29, 3, 17)  # any tokens; taken modulo the vocabulary
 PROBE_NATS = 1e-3  # in fp32 the two differ by rounding, 1e-5
-USE = "use a teacher built as a stack of decoder layers: Llama, Qwen, Mistral, SmolLM"
+USE = "use a teacher built as a stack of decoder layers: Llama, Mistral, SmolLM2"
 
 
 @torch.inference_mode()
@@ -46,7 +46,7 @@ def demand_decoder(model: Any) -> None:
         reason = str(error)
     else:
         reason = f"log-probabilities part by part differ by {gap:.3g} nats from the model's own"
-        if gap <= PROBE_NATS:
+        if gap <= PROBE_NATS:  # which no NaN is
             return
     raise StageError(
         f"{type(model).__name__} is no plain stack of decoder layers", details=[reason], hint=USE
@@ -56,7 +56,7 @@ def demand_decoder(model: Any) -> None:
 def _probe(model: Any) -> float:
     """Largest difference of a log-probability, part by part against the model's own, nats."""
     prefix, texts = PROBE[:3], (PROBE[3:9], PROBE[5:12])
-    batch = pack(prefix, texts, len(PROBE) + len(prefix))
+    batch = pack(prefix, texts, len(prefix) + sum(map(len, texts)))  # one row
     size = model.config.vocab_size
     own = torch.cat(
         [model(torch.tensor([[*prefix, *text]]) % size).logits[0, len(prefix) :] for text in texts]

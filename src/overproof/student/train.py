@@ -69,7 +69,7 @@ def train(
 
     Args:
         examples: folder of the training set, see `build_train_set`.
-        folder: scratch that outlives a kill; holds the checkpoints.
+        folder: scratch that outlives a kill, made if need be; holds the checkpoints.
         meter: counts steps.
 
     Raises:
@@ -77,6 +77,7 @@ def train(
         StageError: a worker died; the last checkpoint is kept.
     """
     # 1.
+    folder.mkdir(parents=True, exist_ok=True)
     # What cannot be packed is told here, not by a dead worker.
     next(batches(TrainSet.map(examples), config, seed))
     workers = max(1, min(device.cores(), config.sequences))

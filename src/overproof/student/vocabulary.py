@@ -151,10 +151,36 @@ def _choose(
     keep: Iterable[str],
 ) -> dict[str, None]:
     """Steps 1 and 2 of `trim`: the texts of the student's tokens."""
-    added = {row["content"]: row["special"] for row in state["added_tokens"]}
-    ranks = {(left, right): rank for rank, (left, right) in enumerate(state["model"]["merges"])}
     # 1.
-    control = {text for text, special in added.items() if special}
+    kept = _fixed(state, size, keep)
+    # 2.
+    ranks = _ranks(state)
+    for number in np.argsort(-mass_U, kind="stable"):
+        wanted = texts.get(int(number))
+        if wanted is None or wanted in kept:
+            continue
+        new = [part for part in _derivation(wanted, ranks) if part not in kept]
+        if len(kept) + len(new) > size:
+            break
+        kept |= dict.fromkeys(new)
+    return kept
+
+
+def demand_room(tokenizer: Tokenizer, size: int, keep: Iterable[str]) -> None:
+    """Refuse, before any work, what `trim` would refuse: the arguments are the same.
+
+    Raises:
+        StageError: the tokenizer is no byte-level BPE, or lacks a token of `keep`.
+        UsageError: the size has no room for bytes and control tokens.
+    """
+    _fixed(byte_level(tokenizer), size, keep)
+
+
+def _fixed(state: Json, size: int, keep: Iterable[str]) -> dict[str, None]:
+    """Step 1 of `trim`: what every student has."""
+    texts = {number: text for text, number in token_ids(state).items()}
+    ranks = _ranks(state)
+    control = {row["content"] for row in state["added_tokens"] if row["special"]}
     control |= {*keep, *(texts[number] for number in written_ids(state))}
     missing = sorted(control - set(texts.values()))
     if missing:
@@ -166,16 +192,12 @@ def _choose(
         raise UsageError(
             f"student.vocabulary is {size}", details=[f"bytes and control tokens need {len(kept)}"]
         )
-    # 2.
-    for number in np.argsort(-mass_U, kind="stable"):
-        wanted = texts.get(int(number))
-        if wanted is None or wanted in kept:
-            continue
-        new = [part for part in _derivation(wanted, ranks) if part not in kept]
-        if len(kept) + len(new) > size:
-            break
-        kept |= dict.fromkeys(new)
     return kept
+
+
+def _ranks(state: Json) -> dict[tuple[str, str], int]:
+    """The place of each merge in the order in which BPE prefers them."""
+    return {(left, right): rank for rank, (left, right) in enumerate(state["model"]["merges"])}
 
 
 def _derivation(text: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:

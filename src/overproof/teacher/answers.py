@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def sample(
     1. Draw the prompts by the recipe's seed; render them with the teacher's chat template.
     2. Draw the answers, several a training prompt if the recipe says so; each is kept in a
        journal as soon as it ends.
-    3. Write them in the order of the prompts, a prompt's equal answers once.
+    3. Write them draw after draw, in the order of the prompts, a prompt's equal answers once.
 
     Args:
         load: loads the teacher, called only if there is something to do.
@@ -76,7 +77,7 @@ def sample(
         draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
         requests = {
             name: [
-                Request.make(f"{key}/{draw}", rendered[key][len(prefix) :], recipe.seed)
+                Request.make(key, rendered[key][len(prefix) :], recipe.seed, draw)
                 for draw in range(draws[name])
                 for key, _ in split
             ]
@@ -92,14 +93,15 @@ def sample(
             work.measured["tokens_per_second"] = round(progress.rate, 1)
         journal.close()
         # 3.
-        counts = {
+        written = {
             name: _write(work.folder / name, split, answers) for name, split in requests.items()
         }
         (work.folder / PREFIX).write_text(json.dumps(list(prefix)), encoding="utf-8")
         return {
-            "train": counts[TRAIN],
-            "heldout": counts[HELDOUT],
-            "tokens": sum(map(len, answers.values())),
+            "prompts": len(wanted[TRAIN]),
+            "answers": written[TRAIN].answers,
+            "heldout_prompts": len(wanted[HELDOUT]),
+            "answer_tokens": written[TRAIN].tokens + written[HELDOUT].tokens,
             "prefix_tokens": len(prefix),
         }
 
@@ -117,16 +119,20 @@ def sample(
     return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
 
 
-def _write(path: Path, requests: Sequence[Request], answers: Mapping[str, list[int]]) -> int:
-    """Write the answers of one split; returns how many differ from their prompt's earlier ones."""
+class _Written(NamedTuple):
+    answers: int
+    tokens: int
+
+
+def _write(path: Path, requests: Sequence[Request], answers: Mapping[str, list[int]]) -> _Written:
+    """Write the answers of one split; returns how many there are, and their tokens."""
     rows = dict[tuple[str, tuple[int, ...]], tuple[int, ...]]()
     for request in requests:
-        key, _, _ = request.key.partition("/")
-        rows[key, tuple(answers[request.key])] = request.ids
+        rows[request.record, tuple(answers[request.key])] = request.ids
     with path.open("w", encoding="utf-8") as stream:
         for (key, answer), prompt in rows.items():
             stream.write(json.dumps({"key": key, "prompt": prompt, "answer": answer}) + "\n")
-    return len(rows)
+    return _Written(len(rows), sum(len(answer) for _, answer in rows))
 
 
 def read(samples: Artifact) -> Answers:

@@ -38,7 +38,7 @@ class Request:
     """One answer to draw.
 
     Attributes:
-        key: names it in the journal: record key and number of the draw.
+        key: names it in the journal: key of the record, and number of the draw.
         ids: the prompt's tokens after the shared prefix.
         seed: of this request alone, so that its draws do not depend on any other.
     """
@@ -48,10 +48,21 @@ class Request:
     seed: int
 
     @staticmethod
-    def make(key: str, ids: Sequence[int], seed: int) -> Request:
-        """A request whose seed follows from its key and the recipe's seed."""
+    def make(record: str, ids: Sequence[int], seed: int, draw: int = 0) -> Request:
+        """A request whose seed follows from its key and the recipe's seed.
+
+        Args:
+            record: key of the record that asks, without a slash.
+            draw: number of the answer among those to this record.
+        """
+        key = f"{record}/{draw}"
         own = int(sha256_bytes(f"{seed}:{key}".encode())[:15], 16)
         return Request(key, tuple(ids), own)
+
+    @property
+    def record(self) -> str:
+        """Key of the record that asks."""
+        return self.key.partition("/")[0]
 
 
 @dataclass(frozen=True)

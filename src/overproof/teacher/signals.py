@@ -20,7 +20,6 @@ device.prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
-from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -184,12 +183,6 @@ class SignalCache:
         for path in self._shards:
             shard = load_file(path)
             yield Signals(shard["ids"], shard["log_probs"], shard["tail"])
-
-    @property
-    def top_k(self) -> int:
-        """Tokens kept a position."""
-        with safe_open(self._shards[0], "pt") as shard:
-            return int(shard.get_slice("ids").get_shape()[1])
 
 
 def cache(

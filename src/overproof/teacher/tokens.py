@@ -55,7 +55,7 @@ def _unfit(what: str, got: str) -> StageError:
     return StageError(
         f"the teacher's tokenizer {what}, so its vocabulary cannot be trimmed",
         details=[f"got {got}"],
-        hint="use a teacher with a byte-level BPE tokenizer, such as Llama 3, Qwen or SmolLM",
+        hint="use a teacher with a byte-level BPE tokenizer, such as Llama 3 or SmolLM2",
     )
 
 

@@ -8,6 +8,7 @@ import tiny_teacher as tiny
 import torch
 import training
 
+from overproof.core.errors import StageError
 from overproof.student import examples as module
 from overproof.student.examples import NO_TARGET, build_train_set, project, respell
 from overproof.student.vocabulary import Vocabulary
@@ -72,7 +73,7 @@ def test_projection_sums_the_mass_of_tokens_with_one_first_piece(
 def test_projection_to_more_than_the_student_has(small: Vocabulary, tmp_path: Path) -> None:
     examples = tiny.examples(3)
     signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, 400)
-    data = build_train_set(tmp_path, training.HEAD, examples, small, [signals], 400)
+    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, [signals])
     assert data.ids_NK.shape == data.probs_NK.shape == (len(data.tokens_N), 280)
     assert (data.ids_NK < 280).all()
 
@@ -88,7 +89,7 @@ def test_a_set_lines_up_with_the_teacher(
     chunks = [chunk for part in parts for chunk in project(part, small, 8)]
     ids, probs = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
     monkeypatch.setattr(module, "PROJECT_ROWS", 7)
-    data = build_train_set(tmp_path, training.HEAD, examples, small, parts, 8)
+    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, parts)
     assert [piece for t in training.HEAD for piece in small.pieces(t)] == data.prefix.tolist()
     start, row = 0, 0
     for example in examples:
@@ -114,7 +115,26 @@ def test_without_signals_the_target_is_the_next_token(small: Vocabulary, tmp_pat
     assert (data.ids_NK[used, 0] == data.tokens_N[used + 1]).all()
     assert (data.probs_NK == 1.0).all()
     signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, 8)
-    with_signals = build_train_set(
-        tmp_path / "student", training.HEAD, examples, small, [signals], 8
-    )
+    with_signals = build_train_set(tmp_path / "student", training.HEAD, examples, small, [signals])
     assert (data.weight_N == with_signals.weight_N).all()
+
+
+@pytest.mark.parametrize("count", [11, 13])
+def test_signals_of_other_answers_are_told(small: Vocabulary, tmp_path: Path, count: int) -> None:
+    examples = tiny.examples(13)
+    signals = shard_signals(tiny.model(), training.HEAD, examples[:count], training.ROOM, 8)
+    with pytest.raises(StageError, match="not those of these answers"):
+        build_train_set(tmp_path / "set", training.HEAD, examples[:12], small, [signals])
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_whole_set_is_kept_and_half_a_set_is_written_anew(
+    small: Vocabulary, tmp_path: Path
+) -> None:
+    examples, folder = tiny.examples(12), tmp_path / "set"
+    (tmp_path / "set.part").mkdir()
+    (tmp_path / "set.part/ids_NK.npy").write_bytes(b"cut by a kill")
+    first = build_train_set(folder, training.HEAD, examples, small, None)
+    assert not (tmp_path / "set.part").exists()
+    again = build_train_set(folder, training.HEAD, examples[:3], small, None)
+    assert np.array_equal(first.ids_NK, again.ids_NK)

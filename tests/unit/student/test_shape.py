@@ -120,8 +120,7 @@ def test_cut_keeps_the_weights(tied: bool) -> None:
     known = rows >= 0
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert torch.equal(student.state_dict()[name][known], before[name][rows[known]])
-    assert student.config.eos_token_id == vocabulary.tokenizer.token_to_id("<|end|>")
-    assert student.config.bos_token_id == vocabulary.tokenizer.token_to_id("<|start|>")
+    assert student.config.eos_token_id is student.config.bos_token_id is None  # see `initial`
     assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied
     assert all(torch.equal(values, before[name]) for name, values in teacher.state_dict().items())
 
@@ -251,7 +250,7 @@ def test_what_is_more_than_a_stack_is_refused(name: str, changes: dict[str, obje
     teacher = architecture(name, **changes)
     with pytest.raises(StageError, match=r"no plain stack|cannot be cut") as caught:
         shape.demand_fit(teacher, config(layers=3))
-    assert "Llama, Qwen" in caught.value.render()
+    assert "Llama, Mistral" in caught.value.render()
 
 
 def test_a_cut_that_runs_otherwise_is_refused() -> None:
@@ -261,3 +260,15 @@ def test_a_cut_that_runs_otherwise_is_refused() -> None:
         layer.mlp.down_proj.register_forward_hook(lambda _module, _given, out: out * 2)
     with pytest.raises(StageError, match="LlamaForCausalLM cannot be cut"):
         shape.cut(teacher, [0, 2, 3], training.vocabulary(300))
+
+
+def test_a_model_that_looks_at_its_neighbours_in_a_sequence_is_refused() -> None:
+    """One that makes its own mask, or counts its own positions, whatever it is given."""
+    for ignored in ("attention_mask", "position_ids"):
+        teacher = architecture("Llama")
+        body, plain = teacher.model, teacher.model.forward
+        body.forward = lambda *args, plain=plain, ignored=ignored, **given: plain(
+            *args, **{name: value for name, value in given.items() if name != ignored}
+        )
+        with pytest.raises(StageError, match="no plain stack"):
+            shape.demand_fit(teacher, config(layers=3))

@@ -20,7 +20,7 @@ from overproof.student.worker import PLACES, share_out, targets
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("examples")
+    folder = tmp_path_factory.mktemp("train") / "examples"
     training.data(folder)
     return folder
 
@@ -28,6 +28,11 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(examples: Path) -> TrainSet:
     return TrainSet.map(examples)
+
+
+def test_it_makes_its_folder(examples: Path, tmp_path: Path) -> None:
+    run(examples, tmp_path / "not/yet/there", steps=1)
+    assert (tmp_path / "not/yet/there").is_dir()
 
 
 def run(examples: Path, folder: Path, **changes: object):

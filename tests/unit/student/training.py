@@ -27,7 +27,7 @@ def vocabulary(size: int = tiny.TOKENS) -> Vocabulary:
 def data(folder: Path, count: int = 120, top_k: int = 8) -> TrainSet:
     examples = tiny.examples(count)
     signals = shard_signals(tiny.model(), HEAD, examples, ROOM, top_k)
-    return build_train_set(folder, HEAD, examples, vocabulary(), [signals], top_k)
+    return build_train_set(folder, HEAD, examples, vocabulary(), [signals])
 
 
 def config(**changes: object) -> TrainConfig:

@@ -61,12 +61,12 @@ def test_a_record_that_is_no_prompt_is_told() -> None:
 
 def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path) -> None:
     requests = [
-        Request.make(f"{key}/{draw}", ids, 0)
+        Request.make(key, ids, 0, draw)
         for draw in (0, 1, 2)
         for key, ids in (("a", [1, 2]), ("b", [3]))
     ]
     said = {"a/0": [7], "b/0": [7], "a/1": [7], "b/1": [8], "a/2": [9], "b/2": [7]}
-    assert _write(tmp_path / "train.jsonl", requests, said) == 4
+    assert _write(tmp_path / "train.jsonl", requests, said) == (4, 4)
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [(row["key"], row["prompt"], row["answer"]) for row in rows] == [
         *(("a", [1, 2], [7]), ("b", [3], [7])),

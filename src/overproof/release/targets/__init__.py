@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from overproof.core.errors import UsageError
 from overproof.release.targets import gguf
@@ -22,6 +22,18 @@ class Target(Protocol):
 
     @property
     def file(self) -> str: ...  # noqa: D102
+
+    def demand(self, architecture: str, config: Any, tokenizer: dict[str, Any]) -> None:
+        """Refuse, before any work, a model that this build cannot be made of.
+
+        Args:
+            architecture: name of the model's class in transformers.
+            config: the model's configuration.
+            tokenizer: the content of its `tokenizer.json`.
+
+        Raises:
+            StageError: the engine has no place for this architecture or tokenizer.
+        """
 
     def write(self, model: Path, path: Path) -> None:
         """Write a saved model's build to `path`; equal models give equal bytes.

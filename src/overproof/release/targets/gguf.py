@@ -53,6 +53,11 @@ class Gguf:
     file_type: LlamaFileType
     file: str = "model.gguf"
 
+    def demand(self, architecture: str, config: Any, tokenizer: dict[str, Any]) -> None:
+        """See `Target.demand`."""
+        check_architecture(architecture, config)
+        gguf_vocabulary.cut_of(tokenizer)
+
     def write(self, model: Path, path: Path) -> None:
         """Write a saved model as GGUF.
 
@@ -70,7 +75,7 @@ class Gguf:
         """
         config = read_config(model)
         # 1.
-        check_architecture(config)
+        check_architecture((config.architectures or ["unknown"])[0], config)
         writer = GGUFWriter(path, "llama")
         try:
             # 2.
@@ -144,18 +149,17 @@ def read_config(model: Path) -> Any:
         raise StageError(f"{model} holds no model", details=[str(error).splitlines()[0]]) from error
 
 
-def check_architecture(config: Any) -> None:
+def check_architecture(found: str, config: Any) -> None:
     """Refuse a model that llama.cpp's `llama` graph does not compute.
 
     Raises:
         StageError: with the field that differs, what was got and what is wanted.
     """
-    found = (config.architectures or ["unknown"])[0]
     if found not in ARCHITECTURES:
         raise StageError(
             f"a {found} cannot be exported to GGUF",
             details=[f"got {found}, wanted one of {', '.join(ARCHITECTURES)}"],
-            hint="set export.targets to [] in the recipe, or choose a teacher of that kind",
+            hint="choose a teacher of that kind, such as SmolLM2, Llama or Mistral",
         )
     if config.hidden_act != "silu":
         raise StageError(

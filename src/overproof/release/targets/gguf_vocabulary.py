@@ -102,7 +102,7 @@ def _unfit(got: str, wanted: str) -> StageError:
     return StageError(
         "the tokenizer cannot be exported to GGUF: llama.cpp would cut text differently",
         details=[f"got {got}, wanted {wanted}"],
-        hint="set export.targets to [] in the recipe",
+        hint="choose a teacher with the tokenizer of GPT-2, SmolLM2 or Llama 3",
     )
 
 
