@@ -114,6 +114,11 @@ def pack(
     return _lay(prefix, examples, length, rows, starts)
 
 
+def longest_first(examples: Sequence[Sequence[int]]) -> list[int]:
+    """An order for `pack` that fills few sequences well: first fit decreasing."""
+    return sorted(range(len(examples)), key=lambda index: -len(examples[index]))
+
+
 def _lay(
     prefix: Sequence[int],
     examples: Sequence[Sequence[int]],

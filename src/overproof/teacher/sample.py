@@ -30,6 +30,7 @@ from overproof.core.workers import spread  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
 PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
+PREFILL_STEP = 8  # a prompt is filled up to a multiple of this; less filler, fewer prompts a group
 PREFILL_ROWS = 8  # prompts taken in together; always this many rows, so that shapes repeat
 
 
@@ -133,8 +134,8 @@ class Sampler:
     def _next_group(self, waiting: list[Request], most: int) -> list[Request]:
         """Prompts of one width, so that a row's shape follows from its own prompt alone."""
         taken = [waiting.pop()]
-        width = _rounded(len(taken[0].ids))
-        while waiting and len(taken) < most and _rounded(len(waiting[-1].ids)) == width:
+        width = _width(taken[0].ids)
+        while waiting and len(taken) < most and _width(waiting[-1].ids) == width:
             taken.append(waiting.pop())
         return taken
 
@@ -191,7 +192,7 @@ class Sampler:
         # Always the same number of rows, filled up with copies of the first, so that the
         # products have a shape that depends on the prompts' length alone.
         padded = [*prompts, *[prompts[0]] * (PREFILL_ROWS - len(prompts))]
-        width = _rounded(max(map(len, prompts)))
+        width = max(map(_width, prompts))
         ids = torch.zeros(len(padded), width, dtype=torch.long)
         for index, prompt in enumerate(padded):
             ids[index, : len(prompt)] = torch.tensor(prompt)
@@ -237,8 +238,13 @@ class _Live:
         return float(self._uniform[len(self.tokens)])
 
 
-def _rounded(places: int) -> int:
-    return math.ceil(places / PLACES_STEP) * PLACES_STEP
+def _rounded(places: int, step: int = PLACES_STEP) -> int:
+    return math.ceil(places / step) * step
+
+
+def _width(prompt: Sequence[int]) -> int:
+    """Places that a prompt takes while it is read."""
+    return _rounded(len(prompt), PREFILL_STEP)
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -311,7 +317,7 @@ def draw_all(
     left = [request for request in requests if request.key not in journal.done]
     if left:
         longest = max(len(request.ids) for request in requests)
-        places = _rounded(len(prefix) + _rounded(longest) + drawing.max_new_tokens)
+        places = _rounded(len(prefix) + _rounded(longest, PREFILL_STEP) + drawing.max_new_tokens)
         # Sorted, so that each worker gets the same mix of lengths and all end together.
         left.sort(key=lambda request: (len(request.ids), request.key))
         for key, tokens in _spread(model, prefix, left, drawing, places):

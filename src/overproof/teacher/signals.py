@@ -27,7 +27,7 @@ from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
-from overproof.data.pack import pack  # noqa: E402
+from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import logits_at  # noqa: E402
@@ -72,7 +72,8 @@ def answer_logits(
     length: int,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Logits at every answer position of the examples, see `forward.logits_at`."""
-    packed = pack(prefix, [example.tokens for example in examples], length)
+    texts = [example.tokens for example in examples]
+    packed = pack(prefix, texts, length, longest_first(texts))
     return logits_at(model, packed, answer_mask(examples), BATCH_SEQUENCES)
 
 

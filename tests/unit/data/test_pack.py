@@ -6,7 +6,7 @@ import tiny_teacher as tiny
 import torch
 
 from overproof.core.errors import UsageError
-from overproof.data.pack import PADDING, PREFIX, pack
+from overproof.data.pack import PADDING, PREFIX, longest_first, pack
 from overproof.teacher.forward import model_inputs
 
 HEAD = (5, 6, 7)
@@ -77,3 +77,13 @@ def test_a_packed_forward_pass_equals_each_example_alone(head: tuple[int, ...]) 
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
         seen += len(text)
     assert seen == len(flat)
+
+
+def test_longest_first_needs_fewer_sequences() -> None:
+    texts = [(1,) * size for size in (2, 6, 2, 6, 2, 6)]
+    assert len(pack((), texts, 8).tokens_RT) == 4
+    order = longest_first(texts)
+    packed = pack((), texts, 8, order)
+    assert len(packed.tokens_RT) == 3
+    assert sorted(order) == list(range(6))
+    assert sorted(packed.source_RT[packed.source_RT >= 0]) == list(range(24))
