@@ -50,7 +50,8 @@ class Meter:
         """Count finished units; `note` is a short text such as the current loss."""
         self._done += units
         rate = self.rate
-        text = f"{rate:,.0f} {self.unit}/s {note}".strip()
+        digits = 0 if rate >= 10 else 2
+        text = f"{rate:,.{digits}f} {self.unit}/s {note}".strip()
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=units, note=text)
         elif time.monotonic() - self._last >= PLAIN_INTERVAL_SECONDS:

@@ -37,3 +37,18 @@ def test_a_note_is_printed_as_it_is_and_on_stderr(capsys: pytest.CaptureFixture[
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == "[red]no markup[/] :smile: " + "x" * 300 + "\n"
+
+
+@pytest.mark.parametrize(("units", "said"), [(9, "0.90 steps/s"), (90_000, "9,000 steps/s")])
+def test_a_slow_rate_has_decimals(
+    units: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.meter("train", 100_000, "steps") as bar:
+        now[0] = console.PLAIN_INTERVAL_SECONDS * 2
+        bar.advance(units * console.PLAIN_INTERVAL_SECONDS * 2 // 10)
+    assert f"{said}, " in capsys.readouterr().err
