@@ -32,8 +32,8 @@ Data goes to stdout, logs and progress to stderr. With `--json` stdout holds one
 | exit code | |
 | --- | --- |
 | 0 | done |
-| 1 | failed: the disk is full, a package or a file is missing |
-| 2 | wrong usage: an option, a path, a recipe |
+| 1 | failed: the disk is full, a package is missing, a file is damaged |
+| 2 | wrong usage: an option, a path where nothing is, a recipe |
 | 3 | checked and rejected: a proof that does not hold, terms that forbid it |
 | 130 | stopped by Ctrl-C; finished work is kept |
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from overproof.core.config import Section
+from overproof.core.errors import install
 from overproof.machine import (
     CANN_LIBRARY,
     DEMO_RECIPE,
@@ -118,7 +119,7 @@ def _python(machine: Machine) -> Check:
 
 def _packages(machine: Machine) -> Iterable[Check]:
     if machine.packages is None:
-        remedy = "pip install -c constraints.txt -e '.[all]'"
+        remedy = install("all")
         yield Check("packages", "warning", "overproof runs from source, not installed", remedy)
         return
     for extra in ("", "distill"):
@@ -130,9 +131,8 @@ def _packages(machine: Machine) -> Iterable[Check]:
             if not row.fits
         ]
         if wrong:
-            target = f"overproof[{extra}]" if extra else "overproof"
             detail = f"{len(wrong)} of {len(rows)}: {', '.join(wrong)}"
-            yield Check(name, "missing", detail, f"pip install --upgrade '{target}'")
+            yield Check(name, "missing", detail, install(extra))
         else:
             yield Check(name, "ok", f"{len(rows)} packages, all of them recent enough")
 
@@ -140,7 +140,7 @@ def _packages(machine: Machine) -> Iterable[Check]:
 def _torch(machine: Machine) -> Check:
     if machine.torch is None:
         return Check("torch", "ok", f"{machine.versions.get('torch', '')} imports".strip())
-    remedy = "pip install 'overproof[distill]'"
+    remedy = install("distill")
     if "backend extension" in machine.torch or CANN_LIBRARY in machine.torch:
         # torch loads torch-npu by itself, and torch-npu fails where CANN is not set up.
         remedy = f"export TORCH_DEVICE_BACKEND_AUTOLOAD=0, or with CANN: {CANN_REMEDY}"
@@ -158,14 +158,14 @@ def _engine(machine: Machine) -> Check:
     if machine.engine is None:
         version = machine.versions.get("xllamacpp", "")
         return Check("engine", "ok", f"llama.cpp, xllamacpp {version}; {machine.engine_info}")
-    return Check("engine", "missing", machine.engine, "pip install 'overproof[distill]'")
+    return Check("engine", "missing", machine.engine, install("distill"))
 
 
 def _recipe(machine: Machine) -> Check:
     error = machine.recipe
     if error is None:
         return Check("recipe", "ok", DEMO_RECIPE)
-    return Check("recipe", "missing", error.what, "pip install --force-reinstall overproof")
+    return Check("recipe", "missing", error.what, install())
 
 
 def _cores(machine: Machine) -> Check:

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from overproof.core.console import note
 from overproof.core.digest import pretty
-from overproof.core.errors import OverproofError, StageError, UsageError
+from overproof.core.errors import OverproofError, StageError, UsageError, install
 
 FAILED = StageError.exit_code
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -61,7 +61,7 @@ def _missing_extra(error: Exception) -> StageError | None:
     return StageError(
         "this verb needs the extra `distill`",
         details=[f"no module named {name!r}"],
-        hint="pip install 'overproof[distill]'",
+        hint=install("distill"),
     )
 
 

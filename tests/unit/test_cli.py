@@ -161,7 +161,7 @@ def test_a_missing_extra_names_the_command_that_installs_it(
     assert raising(monkeypatch, absent) == 1
     printed = capsys.readouterr().err
     assert "needs the extra `distill`" in printed
-    assert "pip install 'overproof[distill]'" in printed
+    assert "in the checkout: pip install -c constraints.txt -e '.[distill]'" in printed
 
 
 @pytest.mark.parametrize("name", ["overproof.nothing", "_sqlite3", None])

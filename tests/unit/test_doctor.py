@@ -62,13 +62,13 @@ def test_a_good_machine_runs_the_demo() -> None:
             "extra distill",
             {"packages": (Package("torch", "distill", "2.13", None),)},
             "missing",
-            "pip install --upgrade 'overproof[distill]'",
+            "in the checkout: pip install -c constraints.txt -e '.[distill]'",
         ),
         (
             "base install",
             {"packages": (Package("typer", "", "0.20", "0.9.4"),)},
             "missing",
-            "pip install --upgrade 'overproof'",
+            "in the checkout: pip install -c constraints.txt -e '.'",
         ),
         ("torch", {"torch": "No module named 'torch'"}, "missing", "pip install"),
         (

@@ -39,7 +39,9 @@ class DataConfig(Section):
 class TeacherConfig(Section):
     """The model to learn from."""
 
-    model: str = Field(description="builtin:NAME, a local folder, a hub name, or a .gguf file")
+    model: str = Field(
+        description="builtin:NAME, a folder or .gguf file under the model's own name, or a hub name"
+    )
     channel: Literal["weights", "api"] = Field(
         "weights", description="how the model is used, which its terms may depend on"
     )
@@ -49,9 +51,11 @@ class TeacherConfig(Section):
 class SampleConfig(Section):
     """How the teacher's answers are drawn."""
 
-    prompts: Positive = Field(description="training prompts to answer, drawn by seed")
+    prompts: Positive = Field(
+        description="training prompts to answer at most, drawn by seed; all if there are fewer"
+    )
     answers: Positive = Field(1, description="answers drawn to each training prompt")
-    heldout_prompts: Positive = Field(200, description="held-out prompts to answer, drawn by seed")
+    heldout_prompts: Positive = Field(200, description="the same of the held-out split")
     temperature: float = Field(0.7, gt=0.0, description="of the draws; signals are taken at 1")
     top_p: Fraction = Field(1.0, description="draw from the tokens that reach this mass")
     top_k: Positive = Field(64, description="draw from this many most likely tokens")
@@ -98,7 +102,9 @@ class TrainConfig(Section):
     optimizer: Literal["muon", "adamw"] = Field(
         "adamw", description="muon: for the matrices of the layers, adamw for all else"
     )
-    checkpoint_seconds: Positive = Field(60, description="at most this much work is lost to a kill")
+    checkpoint_seconds: Positive = Field(
+        60, description="between checkpoints; a kill loses this much and the step under way"
+    )
     control: bool = Field(True, description="train the control arm too: cross-entropy, equal steps")
 
 
@@ -107,7 +113,7 @@ class EvaluateConfig(Section):
 
     bootstrap: Positive = Field(1000, description="resamples of the held-out prompts")
     confidence: Fraction = Field(0.95, description="mass of the intervals")
-    answers: Positive = Field(6, description="side-by-side answers shown in the report")
+    answers: int = Field(6, ge=0, description="held-out prompts shown in the report, answers too")
     exact: bool = Field(
         False, description="every product in fp32, also where bf16 is faster; about twice the time"
     )
@@ -117,7 +123,8 @@ class ExportConfig(Section):
     """Which builds are made, and how far each may differ from the trained model."""
 
     targets: tuple[Literal["gguf-q8_0", "gguf-f16"], ...] = Field(
-        ("gguf-q8_0", "gguf-f16"), description="builds to make"
+        ("gguf-q8_0", "gguf-f16"),
+        description="builds to make; gguf-q8_0 must be among them, its speed is measured",
     )
     max_kl: float = Field(0.02, gt=0.0, description="mean KL(model||build) allowed, nats per token")
     min_agreement: Fraction = Field(0.85, description="top-1 agreement demanded")

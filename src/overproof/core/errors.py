@@ -73,3 +73,8 @@ class TrustError(OverproofError):
         """The message with the number of the failed step in front."""
         text = super().render()
         return text.replace("error: ", f"error: step {self.step}: ", 1) if self.step else text
+
+
+def install(extra: str = "") -> str:
+    """The command that installs Overproof with an extra; the package is on no index yet."""
+    return f"in the checkout: pip install -c constraints.txt -e '.{f'[{extra}]' if extra else ''}'"

@@ -55,7 +55,7 @@ def what_allows(found: Finding) -> list[str]:
     """What would turn a refusal into a permission, the surest first."""
     ways = [
         f"a signed approval that names teacher {found.model!r} and terms digest "
-        f"{found.terms_digest}"
+        f"{found.terms_digest} (docs/terms.md; the gate takes one from a program, no verb yet)"
     ]
     if not found.deciding.rows:
         ways.append("a dated row for it, added by someone who read its terms (docs/terms.md)")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overproof.core import device
-from overproof.core.errors import StageError
+from overproof.core.errors import StageError, install
 from overproof.release.header import GREEDY, Header, Sampling, read_header
 
 Json = dict[str, Any]
@@ -83,7 +83,7 @@ def _library() -> Any:
         raise StageError(
             "the engine for GGUF files is not installed",
             details=[str(error)],
-            hint="pip install 'overproof[distill]'",
+            hint=install("distill"),
         ) from error
     return xllamacpp
 

@@ -103,6 +103,8 @@ def _side_by_side(
     recipe: Recipe,
 ) -> list[Json]:
     """The same prompts answered by each model, drawn with the same settings and seeds."""
+    if not shown:
+        return []
     head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
     prompts = [respell(Example(one.key, one.prompt, ()), vocabulary).tokens for one in shown]
     requests = [

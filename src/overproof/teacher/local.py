@@ -35,6 +35,8 @@ BUILTIN_PREFIX = "builtin:"
 SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 # What identifies a model in a folder; anything else there (a README, a log) does not.
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja")
+# Fetched beside them: a release carries the texts that the teacher's terms ask for.
+LICENCE_FILES = ("LICENSE*", "LICENCE*")
 # What transformers, safetensors, tokenizers and gguf raise for files that they cannot read.
 UNREADABLE = (
     OSError,
@@ -259,7 +261,7 @@ def _from_hub(name: str) -> tuple[Path, Resource]:
     from huggingface_hub import snapshot_download
 
     try:
-        path = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+        path = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, *LICENCE_FILES]))
     except Exception as error:  # the hub's client raises many unrelated types
         raise StageError(
             f"teacher {name} is neither a folder here nor reachable on the hub",

@@ -35,6 +35,7 @@ from overproof.release.targets import gguf_vocabulary
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 BLOCK = quants.GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0][0]  # values that share one scale
 MAX_F16 = 65504.0  # largest finite half-precision number, IEEE 754 binary16
+ROTARY = ("default", "linear", "llama3")
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 Floats = NDArray[np.float32]
 
@@ -166,6 +167,12 @@ def check_architecture(found: str, config: Any) -> None:
             f"a {found} with activation {config.hidden_act!r} cannot be exported to GGUF",
             details=["llama.cpp computes silu"],
         )
+    rotary = config.rope_parameters["rope_type"]
+    if rotary not in ROTARY:
+        raise StageError(
+            f"rotary embedding {rotary!r} cannot be exported to GGUF",
+            details=[f"wanted one of {', '.join(ROTARY)}"],
+        )
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
         raise StageError(
@@ -212,11 +219,6 @@ def _add_shape(writer: GGUFWriter, config: Any) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif rope["rope_type"] not in ("default", "llama3"):
-        raise StageError(
-            f"rotary embedding {rope['rope_type']!r} cannot be exported to GGUF",
-            details=["wanted default, linear or llama3"],
-        )
 
 
 def _tensors(model: Path, config: Any) -> Iterator[tuple[str, Floats]]:
