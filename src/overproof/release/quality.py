@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overproof.core import device
+from overproof.core import device, host
 
 device.prepare()
 
@@ -121,19 +121,12 @@ def _side_by_side(
         said[name] = {one.record: vocabulary.tokenizer.decode(tokens) for one, tokens in drawn}
     return [
         {
-            "prompt": _user_text(teacher, one),
+            "prompt": answers.texts[one.key].strip(),
             "teacher": teacher.tokenizer.decode(one.answer, skip_special_tokens=True).strip(),
             **{name: texts[one.key].strip() for name, texts in said.items()},
         }
         for one in shown
     ]
-
-
-def _user_text(teacher: Teacher, example: Example) -> str:
-    """The customer's words out of a rendered prompt: what stands before the turn's end."""
-    text = teacher.tokenizer.decode(example.prompt, skip_special_tokens=False)
-    stop = teacher.tokenizer.decode([teacher.stop_ids[0]])
-    return str(text).split(stop)[0].strip()
 
 
 def speed(
@@ -159,6 +152,7 @@ def speed(
         )
         found = measure({"teacher": file, "student": student})
         work.measured.update({name: one.to_json() for name, one in found.items()})
+        work.measured["machine"] = host.machine()
         return {"target": SPEED_TARGET}
 
     inputs: dict[str, Input] = {"export": export, "teacher": resource}

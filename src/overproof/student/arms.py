@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from overproof.core import device
+from overproof.core import device, host
 from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.config import Recipe
 from overproof.core.console import meter
@@ -57,6 +57,7 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
                 progress,
             )
             steps_per_second = progress.rate
+        work.measured["machine"] = host.machine()
         work.measured["tokens_per_second"] = round(
             steps_per_second * done.tokens / recipe.train.steps, 1
         )

@@ -191,7 +191,7 @@ def save_tokenizer(tokenizer: Tokenizer, teacher: Teacher, folder: Path) -> None
         tokenizer_object=tokenizer,
         **original.special_tokens_map,
         extra_special_tokens=original.extra_special_tokens,
-        chat_template=original.get_chat_template(),
+        chat_template=teacher.chat_template,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
 

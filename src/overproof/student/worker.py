@@ -38,7 +38,8 @@ class Shared:
     """
 
     def __init__(self, student: Any, workers: int, dtype: torch.dtype) -> None:
-        self.compute = copy.deepcopy(student).to(dtype).eval()  # no dropout: resume is exact
+        # Buffers keep their type: `Teacher.half` says why. No dropout, so that resume is exact.
+        self.compute = copy.deepcopy(student).eval()
         self.master = Flat(student, torch.float32)
         for name, parameter in student.named_parameters():
             self.master.view(name).copy_(parameter.detach())

@@ -20,7 +20,7 @@ from overproof.teacher.example import Example
 from overproof.teacher.local import Teacher
 from overproof.teacher.sample import Drawing, Journal, Request, draw_all
 
-TRAIN, HELDOUT, PREFIX = "train.jsonl", "heldout.jsonl", "prefix.json"
+TRAIN, HELDOUT, PREFIX, TEXTS = "train.jsonl", "heldout.jsonl", "prefix.json", "prompts.json"
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Answers:
 
     Attributes:
         prefix: tokens that every conversation starts with.
+        texts: the held-out prompts as they were certified, by key.
     """
 
     prefix: tuple[int, ...]
     train: list[Example]
     heldout: list[Example]
+    texts: dict[str, str]
 
 
 def sample(
@@ -97,6 +99,7 @@ def sample(
             name: _write(work.folder / name, split, answers) for name, split in requests.items()
         }
         (work.folder / PREFIX).write_text(json.dumps(list(prefix)), encoding="utf-8")
+        (work.folder / TEXTS).write_text(json.dumps(dict(wanted[HELDOUT])), encoding="utf-8")
         return {
             "prompts": len(wanted[TRAIN]),
             "answers": written[TRAIN].answers,
@@ -138,7 +141,8 @@ def _write(path: Path, requests: Sequence[Request], answers: Mapping[str, list[i
 def read(samples: Artifact) -> Answers:
     """The answers of a finished stage."""
     prefix = json.loads(samples.file(PREFIX).read_bytes())
-    return Answers(tuple(prefix), *(_examples(samples, name) for name in (TRAIN, HELDOUT)))
+    texts = json.loads(samples.file(TEXTS).read_bytes())
+    return Answers(tuple(prefix), _examples(samples, TRAIN), _examples(samples, HELDOUT), texts)
 
 
 def _examples(samples: Artifact, name: str) -> list[Example]:

@@ -90,23 +90,33 @@ class Teacher:
 
     @cached_property
     def half(self) -> Any:
-        """A copy for speed: bf16 where the processor multiplies it faster, else fp32."""
-        dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
-        return copy.deepcopy(self.model).to(dtype)
+        """A copy for speed: parameters in bf16 where the processor multiplies it faster.
+
+        Buffers stay as they are: rotary frequencies in bf16 turn what stands at place 200 by up
+        to 0.3 rad. Where bf16 is no faster it is the model itself.
+        """
+        if not device.processor().bf16:
+            return self.model
+        found = copy.deepcopy(self.model)
+        for parameter in found.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        return found
 
     def prompt_ids(self, prompt: str, system: str | None) -> list[int]:
         """Token ids of a conversation up to where the assistant speaks; the same every day."""
         turns = [{"role": "user", "content": prompt}]
         if system:
             turns.insert(0, {"role": "system", "content": system})
-        template = self.tokenizer.get_chat_template()
         ids = self.tokenizer.apply_chat_template(
-            turns,
-            add_generation_prompt=True,
-            return_dict=False,
-            chat_template=SAME_DAY + template,
+            turns, add_generation_prompt=True, return_dict=False, chat_template=self.chat_template
         )
         return [int(token) for token in ids]
+
+    @property
+    def chat_template(self) -> str:
+        """The template of every conversation, and of the student; it prints the same day always."""
+        template = str(self.tokenizer.get_chat_template())
+        return SAME_DAY + template if "strftime_now" in template else template
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

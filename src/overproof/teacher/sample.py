@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +316,9 @@ def draw_all(
     meter.skip(sum(len(journal.done[request.key]) for request in done))
     left = [request for request in requests if request.key not in journal.done]
     if left:
+        # No more slots than a worker can fill; by all requests, so that a resume keeps its shapes.
+        share = max(PREFILL_ROWS, math.ceil(len(requests) / device.cores()))
+        drawing = replace(drawing, slots=min(drawing.slots, share))
         longest = max(len(request.ids) for request in requests)
         places = _rounded(len(prefix) + _rounded(longest, PREFILL_STEP) + drawing.max_new_tokens)
         # Sorted, so that each worker gets the same mix of lengths and all end together.

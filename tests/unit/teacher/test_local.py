@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, models
 from tokenizers.processors import BertProcessing
 from transformers import GenerationConfig
 
+from overproof.core import device
 from overproof.core.errors import OverproofError, StageError, TrustError, UsageError
 from overproof.teacher import local, tokens
 from overproof.teacher.local import Builtin, config_of, hub_name, identify, load
@@ -74,6 +76,10 @@ def test_a_template_that_prints_the_date_prints_the_same_one_every_day(folder: P
     teacher = load(str(folder))
     teacher.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}"
     assert teacher.tokenizer.decode(teacher.prompt_ids("Hello?", None)) == "26 Jul 2024"
+    # The student's own template must print it too.
+    assert teacher.chat_template == local.SAME_DAY + teacher.tokenizer.chat_template
+    teacher.tokenizer.chat_template = "{{ messages }}"
+    assert teacher.chat_template == "{{ messages }}"
 
 
 def test_a_local_folder_loads(folder: Path) -> None:
@@ -89,9 +95,23 @@ def test_a_local_folder_loads(folder: Path) -> None:
     )
     assert len(teacher.prompt_ids("Where is my parcel?", None)) < len(ids)
     assert config_of(str(folder)).num_hidden_layers == 3
-    half = teacher.half
-    assert half is not teacher.model
     assert next(teacher.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_copy_for_speed_keeps_the_rotary_frequencies(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(device, "processor", lambda: SimpleNamespace(bf16=fast))
+    teacher = load(str(folder))
+    half = teacher.half
+    assert (half is teacher.model) != fast
+    assert half.dtype == (torch.bfloat16 if fast else torch.float32)
+    assert (
+        torch.equal(half.model.rotary_emb.inv_freq, teacher.model.model.rotary_emb.inv_freq)
+        and half.model.rotary_emb.inv_freq.dtype == torch.float32
+    )
+    assert teacher.model.dtype == torch.float32
 
 
 def test_the_digest_of_a_folder_is_that_of_its_model(folder: Path) -> None:

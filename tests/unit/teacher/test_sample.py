@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -268,3 +269,23 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="worker"):
         draw_all(broken, HEAD, requests(2), drawing(), journal, tiny.meter())
     journal.close()
+
+
+def test_a_worker_has_no_more_slots_than_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when most answers are there already: a resumed run keeps the shapes of the first."""
+    seen: list[int] = []
+
+    def spread(_model, _prefix, left, drawing, _places):
+        seen.append(drawing.slots)
+        yield from ((request.key, [7]) for request in left[:25])
+
+    monkeypatch.setattr(sample, "_spread", spread)
+    monkeypatch.setattr(sample.device, "cores", lambda: 2)
+    with contextlib.closing(Journal(tmp_path / "journal.jsonl")) as journal:
+        with pytest.raises(KeyError):  # 15 are still missing
+            draw_all(None, HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
+        draw_all(None, HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
+        draw_all(None, HEAD, requests(41), drawing(slots=6), journal, tiny.meter())
+    assert seen == [20, 20, 6]
