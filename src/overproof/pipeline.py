@@ -15,10 +15,10 @@ from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe, Section
 from overproof.core.console import note
 from overproof.core.disk import disk_errors, exclusive
-from overproof.core.errors import UsageError
 
 device.prepare()
 
+from overproof import outlook  # noqa: E402
 from overproof.data import certify, dataset  # noqa: E402
 from overproof.policy import gate, licences, obligations  # noqa: E402
 from overproof.release import assemble, quality, targets  # noqa: E402
@@ -78,8 +78,6 @@ def run(config: Config) -> Result:
     path = recipes.find_recipe(config.recipe)
     recipe = recipes.load_recipe(path, config.overrides)
     if config.dry_run:
-        from overproof import outlook
-
         return Result(None, None, outlook.plan(recipe, path))
     with exclusive(config.out):
         signer = (
@@ -124,11 +122,7 @@ def _load(recipe: Recipe) -> local.Teacher:
     """The teacher; what cannot end well is refused before its first token."""
     teacher = local.load(recipe.teacher.model)
     initial.demand(teacher, recipe.student)
-    if quality.SPEED_TARGET not in recipe.export.targets:
-        raise UsageError(
-            f"export.targets lacks {quality.SPEED_TARGET}, the build whose speed is measured",
-            details=[f"got {', '.join(recipe.export.targets) or 'none'}"],
-        )
+    outlook.demand_speed_target(recipe.export)
     state = byte_level(teacher.tokenizer.backend_tokenizer)
     for target in recipe.export.targets:
         targets.find(target).demand(type(teacher.model).__name__, teacher.model.config, state)
@@ -197,7 +191,7 @@ def publish(
     proof = Proof(
         signer=signer.public.hint,
         statements=len(parts.chain) + len(predicates) + 1,
-        command=f"overproof verify {final} --signer {signer_file(signer)}",
+        command=f"overproof verify . --signer {signer_file(signer)}",
     )
     facts = assemble.collect(parts, recipe, decision, plan, teacher, proof)
     assemble.write(partial, parts, facts, plan)
@@ -239,8 +233,6 @@ def _predicates(
 def render(result: Result) -> str:
     """Where the release is and what the verification says; or the plan."""
     if result.plan is not None:
-        from overproof import outlook
-
         return outlook.render(result.plan)
     if result.verdict is None:
         return ""

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from overproof import cli, doctor, machine
+from overproof.core import device
+from overproof.core.config import find_recipe, load_recipe
 from overproof.core.device import Processor
 from overproof.core.errors import StageError
 from overproof.machine import Machine, Package
@@ -24,6 +26,7 @@ GOOD = Machine(
     processor=Processor("some processor", frozenset({"avx2", "amx_bf16"})),
     memory_bytes=16_000_000_000,
     memory_available_bytes=9_000_000_000,
+    shared_free_bytes=2_000_000_000,
     disk_free_bytes=50_000_000_000,
     folder=Path("/work"),
     omp_wait_policy=None,
@@ -90,6 +93,25 @@ def test_a_good_machine_runs_the_demo() -> None:
         ("bf16", {"processor": Processor("Arm", frozenset({"bf16"}))}, "ok", None),
         ("memory", {"memory_bytes": 4_000_000_000}, "missing", "container"),
         ("memory", {"memory_available_bytes": 2_000_000_000}, "warning", "ps aux"),
+        ("memory", {"memory_bytes": 5_999_999_999, "cores": 64}, "missing", "container"),
+        ("memory", {"cores": 5}, "ok", None),
+        ("memory", {"cores": 6}, "warning", "taskset -c 0-4 overproof distill support"),
+        ("memory", {"cores": 64}, "missing", "taskset -c 0-13 overproof distill support"),
+        ("shared memory", {"shared_free_bytes": 64 << 20}, "missing", "--shm-size=2g"),
+        ("shared memory", {"shared_free_bytes": 1_000_000_000}, "ok", None),
+        (
+            "shared memory",
+            {"shared_free_bytes": 1_000_000_000, "cores": 64},
+            "missing",
+            "--shm-size=2g",
+        ),
+        (
+            "shared memory",
+            {"shared_free_bytes": 1_000_000_000, "processor": Processor("old", frozenset())},
+            "missing",
+            "--shm-size=2g",
+        ),
+        ("shared memory", {"shared_free_bytes": None}, "ok", None),
         ("disk", {"disk_free_bytes": 1_000_000_000}, "missing", "--out DIR"),
         ("openmp", {"omp_wait_policy": "ACTIVE"}, "warning", "export OMP_WAIT_POLICY=PASSIVE"),
         ("openmp", {"omp_wait_policy": "passive"}, "ok", None),
@@ -107,6 +129,18 @@ def test_each_finding_has_its_state_and_remedy(
     found = check(name, **changes)
     assert found.state == state
     assert (found.remedy is None) if remedy is None else (remedy in (found.remedy or ""))
+
+
+def test_the_demo_has_as_many_sequences_as_is_counted_on() -> None:
+    recipe = load_recipe(find_recipe(machine.DEMO_RECIPE))
+    assert recipe.train.sequences == doctor.DEMO_SEQUENCES
+
+
+def test_what_the_remedy_gives_is_enough() -> None:
+    """2 GiB hold what the slowest processor with many cores shares; 14 cores fit in 16 GB."""
+    old = Processor("old", frozenset())
+    assert check("shared memory", shared_free_bytes=2 << 30, cores=64, processor=old).state == "ok"
+    assert check("memory", memory_available_bytes=16_000_000_000, cores=14).state == "ok"
 
 
 def test_what_is_missing_is_named_and_gives_exit_code_1() -> None:
@@ -129,11 +163,17 @@ def test_release_numbers(version: str, numbers: tuple[int, ...]) -> None:
 
 def test_a_container_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, info = tmp_path / "memory.max", tmp_path / "meminfo"
+    (tmp_path / "own").write_text("0::/inside\n")
+    (tmp_path / "inside").mkdir()
     limit.write_text("1000000\n")
     info.write_text("MemTotal: 9 kB\nMemAvailable:   500 kB\n")
-    monkeypatch.setattr(machine, "CGROUP_LIMITS", (limit,))
+    monkeypatch.setattr(device, "CGROUPS", tmp_path)
+    monkeypatch.setattr(device, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(machine, "MEMINFO", info)
     assert machine._read_memory() == (1_000_000, 512_000)
+    (tmp_path / "inside" / "memory.max").write_text("400000\n")  # its own group, in the other
+    assert machine._read_memory() == (400_000, 400_000)
+    (tmp_path / "inside" / "memory.max").unlink()
     limit.write_text("max\n")
     assert machine._read_memory()[0] > 1_000_000
 

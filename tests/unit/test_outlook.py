@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from overproof.core import device
 from overproof.core.config import Recipe, find_recipe, load_recipe
 from overproof.core.errors import PolicyError, UsageError
 from overproof.outlook import plan, render
@@ -14,6 +16,8 @@ from overproof.teacher import local
 
 # transformers takes seconds to read the configuration out of a GGUF file.
 config_of = functools.cache(local.config_of)
+Machine = Callable[[int, str], None]
+AMX = "avx512_bf16 amx_bf16"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,6 +25,18 @@ def _read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "config_of", config_of)
         yield
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Sets cores and flags of the processor."""
+
+    def pretend(cores: int, flags: str) -> None:
+        monkeypatch.setattr(device, "cores", lambda: cores)
+        found = device.Processor("some processor", frozenset(flags.split()))
+        monkeypatch.setattr(device, "processor", lambda: found)
+
+    return pretend
 
 
 def recipe(*overrides: str) -> tuple[Recipe, Path]:
@@ -64,6 +80,77 @@ def test_more_work_takes_longer(support: Json) -> None:
     assert more["expected_disk_bytes"] > support["expected_disk_bytes"]
     again = made("sample.answers=2")["expected_seconds"]
     assert again["signals"] == pytest.approx(more["expected_seconds"]["signals"], abs=1)
+
+
+def test_more_cores_take_less_time_and_more_memory(machine: Machine) -> None:
+    sequences = load_recipe(find_recipe("support")).train.sequences
+    machine(2, AMX)
+    two = made()
+    machine(64, AMX)
+    many = made()
+    before, after = two["expected_seconds"], many["expected_seconds"]
+    for name in ("sample", "signals", "evaluate"):
+        assert after[name] == pytest.approx(before[name] / 32, abs=1)
+    # A step has this many sequences, and no use for more workers.
+    assert after["train"] == pytest.approx(before["train"] * 2 / sequences, abs=1)
+    assert after["other"] == before["other"]
+    assert many["expected_memory_bytes"] > two["expected_memory_bytes"] + 62 * 500_000_000
+
+
+def test_the_reference_machine_takes_what_was_measured(machine: Machine) -> None:
+    """Seconds of the stages on two cores with AMX, docs/benchmarks.md."""
+    machine(2, AMX)
+    seconds = made()["expected_seconds"]
+    measured = {"sample": 208 + 20, "signals": 92, "train": 287 + 284, "evaluate": 71}
+    assert {name: seconds[name] for name in measured} == pytest.approx(measured, rel=0.12)
+
+
+def test_each_kind_of_processor_has_its_times(machine: Machine) -> None:
+    machine(2, AMX)
+    tiles = made()["expected_seconds"]
+    machine(2, "avx512_bf16")
+    dots = made()["expected_seconds"]
+    machine(2, "avx2")
+    plain = made()["expected_seconds"]
+    longer = {name: dots[name] / tiles[name] for name in tiles}
+    wanted = {"sample": 1.11, "signals": 1.42, "train": 1.25, "evaluate": 1.42, "other": 1.0}
+    assert longer == pytest.approx(wanted, abs=0.02)
+    assert plain["train"] == pytest.approx(4 * tiles["train"], rel=0.01)
+
+
+def test_a_head_that_is_not_tied_is_counted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(2, AMX)
+    tied = made()
+    config = copy.deepcopy(config_of("builtin:smollm2-135m-instruct"))
+    config.tie_word_embeddings = False
+    monkeypatch.setattr(local, "config_of", lambda _: config)
+    own = made()
+    vocabulary = load_recipe(find_recipe("support")).student.vocabulary
+    for name, rows in (("teacher", config.vocab_size), ("student", vocabulary)):
+        more = own[name]["parameters"] - tied[name]["parameters"]
+        assert more == rows * config.hidden_size
+    # A table that is only looked up costs memory and no time.
+    assert own["expected_seconds"] == tied["expected_seconds"]
+    assert own["expected_memory_bytes"] > tied["expected_memory_bytes"]
+
+
+def test_memory_grows_with_the_examples(machine: Machine) -> None:
+    machine(2, AMX)
+    recipe = load_recipe(find_recipe("support"))
+    one, ten = made(), made(f"sample.prompts={10 * recipe.sample.prompts}")
+    tokens = 9 * recipe.sample.prompts * (0.65 * recipe.sample.max_new_tokens + 24)
+    more = ten["expected_memory_bytes"] - one["expected_memory_bytes"]
+    assert more == pytest.approx(3 * 70 * tokens, rel=1e-6)
+
+
+def test_what_the_run_would_refuse_has_no_plan() -> None:
+    with pytest.raises(UsageError, match="larger than its teacher") as caught:
+        made("student.layers=31", "student.mlp_width=1537")
+    assert len(caught.value.details) == 2
+    with pytest.raises(UsageError, match=r"export\.targets lacks gguf-q8_0"):
+        made("export.targets=[gguf-f16]")
 
 
 def test_nothing_is_spent_on_a_recipe_that_cannot_run() -> None:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 # mallopt parameters, glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEEP_BYTES = 1 << 30  # temporaries up to this size are kept for reuse, not given back
+OLD_KEEP_BYTES = 32 << 20  # the most that glibc before 2.35 takes: HEAP_MAX_SIZE / 2
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def prepare() -> None:
@@ -24,7 +28,8 @@ def prepare() -> None:
 
     A waiting OpenMP thread spins by default: on two shared cores that costs up to 12 times
     (docs/log.md). glibc gives large blocks back at once, and the page faults of taking them
-    again cost more than the arithmetic on them. Each tensor that worker processes share is an open
+    again cost more than the arithmetic on them; here blocks up to `KEEP_BYTES` are kept, up to
+    `OLD_KEEP_BYTES` where glibc refuses that. Each tensor that worker processes share is an open
     file, and five models have over a thousand: more than the usual limit, less than it may be.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -42,7 +47,9 @@ def prepare() -> None:
         except (OSError, AttributeError):  # another C library: its defaults stay
             return
         mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
-        mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
+        # The call above ended glibc's own raising of this threshold: a refusal would leave 128 kB.
+        if not mallopt(M_MMAP_THRESHOLD, KEEP_BYTES):
+            mallopt(M_MMAP_THRESHOLD, OLD_KEEP_BYTES)
 
 
 def release_memory() -> None:
@@ -54,10 +61,45 @@ def release_memory() -> None:
 
 @cache
 def cores() -> int:
-    """Processors that this process may run on."""
+    """Processors that this process may run on, or the quota of its container if that is less."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        found = len(os.sched_getaffinity(0))
+    else:
+        found = os.cpu_count() or 1
+    # Both versions of control groups: microseconds of running in each period of microseconds.
+    limits = cgroup_limits("cpu", "cpu.max")
+    for limit in limits + cgroup_limits("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us"):
+        match [int(word) for word in limit if word.isdigit()]:  # "max" and -1 are no limit
+            case [quota, period] if quota and period:
+                found = min(found, math.ceil(quota / period))
+    return found
+
+
+def cgroup_limits(controller: str, *names: str) -> list[list[str]]:
+    """The words in the files of these names, of this process's control group and those around it.
+
+    A container may see its own group as the root, under a path that leads nowhere inside.
+
+    Args:
+        controller: such as `cpu`; it has a tree of its own in version 1.
+        names: files that are read together; a group that lacks one is left out.
+    """
+    groups: list[Path] = []
+    for line in (_read(OWN_CGROUPS) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root, own = CGROUPS / controller if controllers else CGROUPS, PurePosixPath(path[1:])
+        groups += [root / own, *(root / parent for parent in own.parents)]
+    found = [[_read(group / name) for name in names] for group in groups]
+    return [" ".join(filter(None, texts)).split() for texts in found if None not in texts]
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -76,6 +118,11 @@ class Processor:
     def bf16(self) -> bool:
         """Whether bf16 matrix products are faster than fp32 ones."""
         return bool(self.flags & {"amx_bf16", "avx512_bf16", "bf16", "sve_bf16"})
+
+    @property
+    def tiles(self) -> bool:
+        """Whether it multiplies tiles of bf16 (AMX): 1.2 TFLOP/s a core, not 0.47 (docs/log.md)."""
+        return "amx_bf16" in self.flags
 
 
 @cache

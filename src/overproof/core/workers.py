@@ -8,6 +8,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -16,6 +17,30 @@ from overproof.core.errors import OverproofError, StageError
 
 POLL_SECONDS = 1.0
 CONTEXT = mp.get_context("spawn")  # a fork of a process with OpenMP threads can hang
+# What torch and multiprocessing say where /dev/shm, 64 MB in a container, holds no more.
+SHARED_FULL = ("unable to allocate shared memory", "No space left on device")
+SHARED_REMEDY = "docker run --shm-size=2g; without a container, as root: " + (
+    "mount -o remount,size=2g /dev/shm"
+)
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Around what moves memory to where worker processes see it.
+
+    Raises:
+        StageError: there is no room for it.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if not any(text in str(error) for text in SHARED_FULL):
+            raise
+        raise StageError(
+            "no room in /dev/shm for the memory that worker processes share",
+            details=str(error).splitlines()[:1],
+            hint=f"{SHARED_REMEDY}; `overproof doctor` says how much the demo needs",
+        ) from error
 
 
 def start(processes: Sequence[BaseProcess]) -> None:
@@ -57,7 +82,7 @@ def spread(
         hint: what to do when one dies.
 
     Raises:
-        StageError: a worker died before the last result.
+        StageError: a worker died before the last result, or no memory is left to share.
         OverproofError: what a worker raised of this kind, as it raised it.
     """
     results: Any = CONTEXT.Queue()
@@ -65,7 +90,8 @@ def spread(
         CONTEXT.Process(target=_watched, args=(work, *share, results), daemon=True)
         for share in shares
     ]
-    start(processes)
+    with sharing():
+        start(processes)
     try:
         for _ in range(count):
             yield _next(processes, results, name, hint)
@@ -115,7 +141,7 @@ def _require_alive(processes: Sequence[BaseProcess], name: str, hint: str) -> No
     if dead:
         raise StageError(
             f"{name} ended early",
-            details=[f"exit code {dead[0]}; -9 usually means that memory ran out"],
+            details=[f"exit code {dead[0]}; -9 usually means that memory ran out, -7 /dev/shm"],
             hint=hint,
         )
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from overproof import __version__
-from overproof.core import device
 from overproof.core.artifact import Artifact, Json, Resource
 from overproof.core.config import Recipe
+from overproof.core.host import Machine
 from overproof.data import dataset
+from overproof.policy import licences, match
 from overproof.policy.gate import Decision
+from overproof.policy.lookup import Finding
 from overproof.policy.obligations import Plan
 from overproof.release import facts as f
 from overproof.release.card import write_card
@@ -89,16 +89,17 @@ def collect(
 ) -> f.ReportFacts:
     """Everything the report shows, from the stages' manifests."""
     result, samples = result_of(parts.evaluation), parts.samples.facts
+    speed = _measured(parts.speed)
     top_k = recipe.sample.top_k
     return f.ReportFacts(
         name=plan.name,
         system=recipe.teacher.system,
         overproof=__version__,
         teacher_model=f.TeacherModel(
-            teacher.name,
+            match.display(teacher.name),
             teacher.uri,
             teacher.sha256,
-            _teacher_licence(decision),
+            teacher_licence(decision),
             local.hub_name(teacher.name),
         ),
         teacher=_arm(result["teacher"]),
@@ -116,12 +117,7 @@ def collect(
             recipe.sample.top_p,
             top_k if top_k < parts.initial.facts["teacher"]["vocabulary"] else None,
         ),
-        speed=f.Speeds(
-            *(
-                _speed(parts.speed.manifest["times"]["measured"][who])
-                for who in ("teacher", "student")
-            )
-        ),
+        speed=f.Speeds(*(_speed(speed[who]) for who in ("teacher", "student"))),
         sizes=f.Sizes(
             f.Size(**parts.initial.facts["teacher"]),
             f.Size(
@@ -146,20 +142,84 @@ def collect(
         receipts=tuple(_receipt(one) for one in parts.export.facts["receipts"].values()),
         dataset=_dataset(parts.train, recipe.data.train, samples["prompts"]),
         heldout=_dataset(parts.heldout, recipe.data.heldout, samples["heldout_prompts"]),
-        terms=decision.to_json([one.id for one in plan.obligations]),
+        terms=_terms(decision, plan),
         proof=proof,
         stages=tuple(
             f.Stage(part.path.name, part.manifest["times"]["seconds"], part.sha256)
             for part in parts.chain
         ),
-        machine=machine(),
-        recipe=recipe.model_dump(mode="json"),
+        machine=speed["machine"],
+        recipe=recipe_without_folders(recipe),
+        elsewhere=elsewhere(
+            speed["machine"],
+            {
+                part.path.name: _measured(part)["machine"]
+                for part in (parts.student, parts.control)
+                if part is not None
+            },
+        ),
     )
 
 
-def _teacher_licence(decision: Decision) -> str | None:
-    row = decision.deciding.finding.row
-    return getattr(row, "licence", None) if row else None
+def _measured(artifact: Artifact) -> Json:
+    found: Json = artifact.manifest["times"]["measured"]
+    return found
+
+
+def elsewhere(here: Machine, others: Mapping[str, Machine]) -> tuple[str, ...]:
+    """A sentence for each stage whose machine or versions differ from those of the speeds."""
+    found = []
+    for name, machine in others.items():
+        differs = [f"{key} {value}" for key, value in machine.items() if here.get(key) != value]
+        if differs:
+            found.append(f"The stage {name} was made elsewhere: {', '.join(differs)}.")
+    return tuple(found)
+
+
+def _terms(decision: Decision, plan: Plan) -> Json:
+    """The verdict as the report shows it: the teacher's name without the folders of a path."""
+    found = decision.to_json([one.id for one in plan.obligations])
+    name, shown = decision.deciding.teacher.name, decision.deciding.display
+    found["teacher"] = {**found["teacher"], "name": shown}
+    found["warnings"] = [line.replace(name, shown) for line in found["warnings"]]
+    return found
+
+
+def recipe_without_folders(recipe: Recipe) -> Json:
+    """The recipe as run; of a path on the maker's machine its last part."""
+    found: Json = recipe.model_dump(mode="json")
+    for section, key in (("teacher", "model"), ("data", "train"), ("data", "heldout")):
+        path = Path(found[section][key])
+        if path.is_absolute() or path.parts[:1] == ("~",):
+            found[section][key] = path.name
+    return found
+
+
+def teacher_licence(decision: Decision) -> str | None:
+    """All licences of the teachers' weights and of what they derive from, joined by AND.
+
+    None where one of them is unknown: the others alone would promise too much.
+    """
+    rows = [
+        row
+        for ruling in decision.rulings
+        for finding in _findings(ruling.finding)
+        if finding.channel == "weights"
+        for row in finding.rows or (None,)
+    ]
+    parts: list[str] = []
+    for row in rows:
+        if row is None or row.licence is None:
+            return None
+        text = licences.normalise(row.licence)
+        parts += [f"({text})"] if " OR " in text else text.split(" AND ")
+    return " AND ".join(dict.fromkeys(parts)) or None
+
+
+def _findings(finding: Finding) -> Iterator[Finding]:
+    yield finding
+    for found in finding.inherited:
+        yield from _findings(found)
 
 
 def _arm(numbers: Json) -> f.Arm:
@@ -180,6 +240,7 @@ def _speed(measured: Json) -> f.Speed:
         measured["file_bytes"],
         " ".join(str(value) for value in engine.values()) if isinstance(engine, dict) else engine,
         "q8_0",
+        measured["threads"],
     )
 
 
@@ -249,22 +310,6 @@ def _dataset(artifact: Artifact, source: str, used: int) -> f.Dataset:
         reasons=certificate["reasons"],
         used=used,
     )
-
-
-def machine() -> dict[str, str | int | float]:
-    """The machine and the versions that made the numbers."""
-    found: dict[str, str | int | float] = {
-        "processor": device.processor().model,
-        "cores": device.cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-    for package in ("torch", "transformers", "xllamacpp"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def receipts(export: Artifact) -> Sequence[Json]:

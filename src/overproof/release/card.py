@@ -54,14 +54,14 @@ def write_card(
     *,
     licence: str,
     card_lines: Sequence[str] = (),
-    language: Sequence[str] = ("en",),
+    language: Sequence[str] = (),
 ) -> None:
     """Write README.md. Equal facts give equal bytes.
 
     Args:
         licence: of the student, an SPDX expression, or `other`.
         card_lines: sentences that the teacher's terms demand, which appear word for word.
-        language: ISO 639-1 codes.
+        language: ISO 639-1 codes; none are left out of the metadata.
 
     Raises:
         StageError: the folder cannot be written, or the disk is full.
@@ -76,7 +76,7 @@ def render(
     *,
     licence: str,
     card_lines: Sequence[str] = (),
-    language: Sequence[str] = ("en",),
+    language: Sequence[str] = (),
 ) -> str:
     """The content of README.md: metadata, then the sections."""
     matter = yaml.safe_dump(
@@ -100,11 +100,11 @@ def render(
     return f"---\n{matter}---\n\n{body.strip()}\n"
 
 
-def metadata(facts: ReportFacts, licence: str, language: Sequence[str] = ("en",)) -> Json:
+def metadata(facts: ReportFacts, licence: str, language: Sequence[str] = ()) -> Json:
     """The front matter. `datasets` and `base_model` name things of the hub only."""
     found: Json = {
         **licence_fields(licence),
-        "language": list(language),
+        **({"language": list(language)} if language else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": sorted({*TAGS, *_formats(facts)}),

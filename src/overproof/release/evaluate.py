@@ -25,7 +25,7 @@ from torch import Tensor  # noqa: E402
 
 from overproof.core.config import EvaluateConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
-from overproof.core.workers import spread  # noqa: E402
+from overproof.core.workers import sharing, spread  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.release.tally import TEACHER, Tally, summary  # noqa: E402
 from overproof.student.examples import NO_TARGET, StudentExample, respell  # noqa: E402
@@ -93,8 +93,9 @@ def evaluate(
     # 1.
     groups = [(start, examples[start : start + GROUP]) for start in range(0, len(examples), GROUP)]
     workers = min(device.cores(), len(groups))
-    for model in (teacher, *models.values()):
-        model.share_memory()
+    with sharing():
+        for model in (teacher, *models.values()):
+            model.share_memory()
     parts: dict[int, dict[str, Tally]] = {}
     for start, tallies in spread(
         _work,

@@ -34,6 +34,9 @@ KIND = "export"
 RECEIPT = "receipt.json"
 MAX_TEXTS = 16  # texts compared; more positions of one text share a prefix, and so tell less
 MAX_POSITIONS = 128  # positions compared: each costs about 0.17 s at 16k tokens of vocabulary
+# Tokens of a text that are compared. Behind them two ends must fit, and what spelling the text
+# anew can add: sampled tokens need not be those that its own tokenizer would choose.
+MAX_TOKENS = DEFAULT_CONTEXT - 64
 DIGITS = 9  # decimals kept in a receipt; fp32 log-probabilities carry about seven
 Floats = NDArray[np.float64]
 Text = str | Sequence[int]
@@ -154,7 +157,7 @@ def choose(texts: Sequence[Sequence[int]]) -> list[Sample]:
     Raises:
         UsageError: no text has two tokens.
     """
-    usable = [tuple(map(int, text))[:DEFAULT_CONTEXT] for text in texts if len(text) > 1]
+    usable = [tuple(map(int, text))[:MAX_TOKENS] for text in texts if len(text) > 1]
     usable = list(dict.fromkeys(usable))[:MAX_TEXTS]
     if not usable:
         raise UsageError(

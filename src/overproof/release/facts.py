@@ -79,6 +79,7 @@ class Speed:
         file_bytes: size of the model file.
         engine: name and version.
         type: number type of the weights, such as `q8_0`.
+        threads: the number that decoded fastest here.
     """
 
     decode_tokens_per_second: float
@@ -87,6 +88,7 @@ class Speed:
     file_bytes: int
     engine: str
     type: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -298,9 +300,10 @@ class ReportFacts:
         differences: the student less `untrained` and less `control`, paired prompt by prompt.
         method: how the student was made, one string a paragraph.
         terms: the terms-verdict predicate.
-        machine: processor, cores, memory, versions: label to value.
+        machine: on which speed was measured: processor, cores, versions; label to value.
         limits: what the reader must not conclude, one sentence each.
         recipe: the recipe as run.
+        elsewhere: a sentence for each stage that was made on another machine or other versions.
     """
 
     name: str
@@ -329,6 +332,7 @@ class ReportFacts:
     machine: Mapping[str, str | int | float]
     limits: tuple[str, ...] = ()
     recipe: Json = dataclasses.field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()
 
 
 def clean(text: str) -> str:

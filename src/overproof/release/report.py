@@ -50,10 +50,12 @@ LIMITS = (
     "The numbers hold for the held-out prompts of this task; elsewhere the student may be far "
     "worse.",
     "Agreement with the teacher is not correctness: the student repeats the teacher's mistakes.",
-    "The intervals cover the choice of prompts, not other seeds: each arm was trained once.",
-    "The student was trained on KL and the control arm on the teacher's text, so KL favours the "
-    "student and perplexity the control arm. Read both.",
+    "The intervals cover the choice of prompts, not other seeds: each model was trained once.",
     "Speed and memory are those of one machine and one engine.",
+)
+OF_THE_CONTROL_ARM = (
+    "The student was trained on KL and the control arm on the teacher's text, so KL favours the "
+    "student and perplexity the control arm. Read both."
 )
 
 
@@ -80,8 +82,9 @@ def to_json(facts: ReportFacts) -> Json:
 
 
 def all_limits(facts: ReportFacts) -> tuple[str, ...]:
-    """The limits of every report, then those of this one."""
-    return (*LIMITS, *facts.limits)
+    """The limits of every report, that of a control arm if there is one, and this report's own."""
+    control = () if facts.control is None else (OF_THE_CONTROL_ARM,)
+    return (*LIMITS, *control, *facts.limits)
 
 
 def render(facts: ReportFacts) -> str:

@@ -27,6 +27,7 @@ TRIAL_TOKENS = 16  # read and written to choose the number of threads
 CONTEXT = 512  # tokens; bounds the cache of keys and values, which memory includes
 TRIAL_SECONDS = 20  # a number of threads that takes longer is no choice: the machine is busy
 RUN_SECONDS = 300  # a run that takes longer is given up
+STATUS = Path("/proc/self/status")  # of Linux; some sandboxes leave the line VmHWM out
 STRIDE = 7919  # a prime: prompts walk through the vocabulary without repeating
 
 
@@ -41,7 +42,7 @@ class Speed:
         peak_bytes: growth of the process's resident memory, at its peak, by loading and running
             the file; median. Pages of the mapped file count.
         file_bytes: size of the file.
-        threads: the faster in a trial, of one thread and one for each core.
+        threads: the number that decoded fastest in a trial; see `choose_threads`.
         engine: name and version.
     """
 
@@ -70,7 +71,7 @@ class Run:
 def measure(files: Mapping[str, Path], *, rounds: int = ROUNDS) -> dict[str, Speed]:
     """Measure files in turn, so that a change of the machine's load meets them alike.
 
-    1. For each file, try one thread and one for each core; keep what decodes faster.
+    1. For each file, try several numbers of threads; keep what decodes fastest.
     2. Each round runs each file once: A B A B ...
     3. Each run is a process of its own: memory is not shared with an earlier one.
 
@@ -100,19 +101,35 @@ def measure(files: Mapping[str, Path], *, rounds: int = ROUNDS) -> dict[str, Spe
 
 
 def choose_threads(path: Path) -> int:
-    """The number of threads that decodes faster now: one, or one for each core.
+    """The number of threads that decodes fastest now.
 
-    Which it is depends on the machine's other work: threads that share a core wait for each
-    other hundreds of times a token.
+    Which it is depends on the machine's other work, as threads that share a core wait for each
+    other hundreds of times a token, and on the model: a large one may need many to end in time.
+
+    1. Try 1, 2, 4, ... threads, at last one for each core.
+    2. Stop once more threads are slower than the fastest so far, or end too late after it.
 
     Raises:
+        TooSlowError: no trial ended in time.
         StageError: the engine cannot run the file.
     """
-    tried = {1: run(path, 1, trial=True)}
-    if device.cores() > 1:
-        with suppress(TooSlowError):  # then one thread it is
-            tried[device.cores()] = run(path, device.cores(), trial=True)
-    return max(tried, key=lambda threads: tried[threads].decode_tokens_per_second)
+    tried: dict[int, float] = {}
+    # 1.
+    numbers = [*(1 << power for power in range((device.cores() - 1).bit_length())), device.cores()]
+    for threads in numbers:
+        best = max(tried.values(), default=0.0)
+        with suppress(TooSlowError):
+            tried[threads] = run(path, threads, trial=True).decode_tokens_per_second
+        # 2.
+        if tried and tried.get(threads, 0.0) < best:
+            break
+    if not tried:
+        raise TooSlowError(
+            f"{path} was not measured within {TRIAL_SECONDS} s by any number of threads",
+            details=[f"threads tried: {', '.join(map(str, numbers))}"],
+            hint="is the machine busy? else choose a smaller teacher",
+        )
+    return max(tried, key=lambda threads: tried[threads])
 
 
 def _summary(path: Path, threads: int, runs: Sequence[Run]) -> Speed:
@@ -189,10 +206,9 @@ def run_here(path: Path, threads: int, vocabulary: int, read: int, write: int) -
         # The warm-up begins with another token than the prompt: nothing of it is cached.
         engine.generate([0], max_tokens=WARM_TOKENS, stop=False)
         answer = engine.generate(prompt, max_tokens=write, stop=False)
+        peak = peak_resident_bytes()  # at least what is resident while the file is loaded
     return Run(
-        answer.decode_tokens_per_second,
-        answer.prefill_tokens_per_second,
-        peak_resident_bytes() - before,
+        answer.decode_tokens_per_second, answer.prefill_tokens_per_second, max(0, peak - before)
     )
 
 
@@ -205,10 +221,9 @@ def resident_bytes() -> int:
 
 def peak_resident_bytes() -> int:
     """Largest resident memory of this process so far, bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
+    if STATUS.is_file():
         # getrusage would include the parent's memory at the fork.
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+        for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     import psutil
@@ -218,7 +233,9 @@ def peak_resident_bytes() -> int:
         return int(windows)
     import resource
 
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
+    most = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere (getrusage(2))
+    return max(most * unit, resident_bytes())
 
 
 if __name__ == "__main__":

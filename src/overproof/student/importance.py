@@ -20,7 +20,7 @@ from overproof.core import device
 from overproof.core.config import StudentConfig
 from overproof.core.console import Meter
 from overproof.core.errors import UsageError
-from overproof.core.workers import CONTEXT, spread
+from overproof.core.workers import CONTEXT, sharing, spread
 from overproof.data.pack import Packed
 from overproof.student.losses import bucket_kl
 from overproof.student.stack import Stack
@@ -87,8 +87,10 @@ def _greedy(
     kept = list(range(len(teacher.model.layers)))
     removals: list[Removal] = []
     workers = max(1, min(device.cores(), len(kept)))
-    barrier, scores = CONTEXT.Barrier(workers), torch.zeros(len(kept)).share_memory_()
-    teacher.share_memory()
+    barrier = CONTEXT.Barrier(workers)
+    with sharing():
+        scores = torch.zeros(len(kept)).share_memory_()
+        teacher.share_memory()
     shares = [
         (teacher, keep, calibration, rank, workers, scores, barrier) for rank in range(workers)
     ]

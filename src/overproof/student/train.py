@@ -30,7 +30,7 @@ from overproof.core.config import TrainConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.disk import write_atomic  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
-from overproof.core.workers import CONTEXT, spread  # noqa: E402
+from overproof.core.workers import CONTEXT, sharing, spread  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
@@ -82,7 +82,8 @@ def train(
     next(batches(TrainSet.map(examples), config, seed))
     workers = max(1, min(device.cores(), config.sequences))
     dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
-    shared = Shared(student, workers, dtype)
+    with sharing():
+        shared = Shared(student, workers, dtype)
     start, losses, tokens = _last_checkpoint(folder, workers)
     meter.skip(start)
     # 2.

@@ -26,7 +26,7 @@ from torch import Tensor  # noqa: E402
 from overproof.core.config import SampleConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.digest import sha256_bytes  # noqa: E402
-from overproof.core.workers import spread  # noqa: E402
+from overproof.core.workers import sharing, spread  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
 PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
@@ -334,7 +334,8 @@ def _spread(
 ) -> Iterator[tuple[str, list[int]]]:
     """Run one worker a core and yield what they finish."""
     workers = max(1, min(device.cores(), len(left)))
-    model.share_memory()
+    with sharing():
+        model.share_memory()
     shares = [
         (model, tuple(prefix), left[index::workers], drawing, places) for index in range(workers)
     ]

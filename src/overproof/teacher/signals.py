@@ -26,7 +26,7 @@ from torch import Tensor  # noqa: E402
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
-from overproof.core.workers import spread  # noqa: E402
+from overproof.core.workers import sharing, spread  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
@@ -128,7 +128,8 @@ def write_signals(
         else:
             shards.append((path, part))
     workers = min(device.cores(), len(shards))
-    model.share_memory()
+    with sharing():
+        model.share_memory()
     shares = [
         (model, tuple(prefix), shards[rank::workers], length, top_k) for rank in range(workers)
     ]

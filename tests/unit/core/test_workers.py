@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -117,6 +117,35 @@ def test_an_error_of_ours_reaches_the_parent_as_it_was_raised() -> None:
     with pytest.raises(UsageError, match="too long") as caught:
         list(workers.spread(refuses, [()], 1, name="a worker", hint="none"))
     assert (caught.value.details, caught.value.hint) == (("row 7",), "cut it")
+
+
+class Unshareable:
+    """A share that torch finds no room for when it is sent to a worker."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self) -> NoReturn:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: Success (0)"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_no_room_to_share_memory_is_told_with_its_remedy(error: Exception) -> None:
+    shares = [(Unshareable(error),)]
+    with pytest.raises(StageError, match="no room in /dev/shm") as caught:
+        list(workers.spread(refuses, shares, 1, name="a worker", hint="none"))
+    assert "--shm-size=2g" in (caught.value.hint or "")
+
+
+def test_other_errors_of_sharing_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="quite another"), workers.sharing():
+        raise RuntimeError("quite another")
 
 
 def test_leaving_early_ends_the_workers() -> None:

@@ -29,6 +29,7 @@ from overproof.release.facts import (
     Training,
 )
 
+ENGINE = "llama.cpp (xllamacpp) 2026.10"
 DROPPED = (21, 24, 25, 18, 22, 27, 14, 11, 17, 26, 23, 19, 13, 28, 8, 15, 20, 16)
 TERMS: dict[str, Any] = {
     "teacher": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "sha256": "a1" * 32},
@@ -118,8 +119,8 @@ def facts(**changes: Any) -> ReportFacts:
         differences={},
         evaluation=Evaluation(200, 15_873, 1000, 0.95, "bf16", 1.0, 1.0),
         speed=Speeds(
-            Speed(61.4, 402.0, 312_000_000, 144_800_000, "llama.cpp (xllamacpp) 2026.10", "q8_0"),
-            Speed(158.2, 1104.0, 121_000_000, 52_100_000, "llama.cpp (xllamacpp) 2026.10", "q8_0"),
+            Speed(61.4, 402.0, 312_000_000, 144_800_000, ENGINE, "q8_0", 2),
+            Speed(158.2, 1104.0, 121_000_000, 52_100_000, ENGINE, "q8_0", 1),
         ),
         sizes=Sizes(Size(134_515_008, 30, 49_152), Size(47_112_192, 12, 8_192)),
         training=Training(

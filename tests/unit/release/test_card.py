@@ -15,6 +15,7 @@ from overproof.core.errors import StageError
 from overproof.policy.obligations import unmet
 from overproof.policy.rows import Obligation
 from overproof.release.card import escape, licence_fields, metadata, render, write_card
+from overproof.release.conclusion import conclude
 from overproof.release.facts import ReportFacts
 
 LLAMA = (
@@ -39,7 +40,6 @@ def test_metadata(facts: ReportFacts) -> None:
     found = front_matter(render(facts, licence="Apache-2.0"))
     assert found == {
         "license": "apache-2.0",
-        "language": ["en"],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": [
@@ -108,6 +108,8 @@ def test_sections_numbers_and_proof(facts: ReportFacts) -> None:
         "| control arm | 0.741 [0.719, 0.763] |",
         "**Distillation helped",
         "| decode, tokens per second | 61.4 | 158 | 2.58× |",
+        "| threads, the fastest number | 2 | 1 | |",
+        "The control arm is the same student, trained for the same steps",
         "≤ 0.02) | 98.7% (≥ 95.0%)",
         "overproof verify RELEASE --signer demo.pub",
         "d4" * 32,
@@ -156,7 +158,9 @@ def test_card_of_the_barest_release(facts: ReportFacts) -> None:
         facts, control=None, receipts=(), heldout=None, system=None, terms={}, machine={}
     )
     card = render(bare, licence="MIT")
-    assert "Not measured" in card
+    headline = conclude(bare).headline
+    assert "Not measured" in headline
+    assert "control arm" not in card.replace(headline, "").lower()
     assert "No build was made." in card
 
 

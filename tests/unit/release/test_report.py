@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import report_facts
-from report_facts import arm, interval
+from report_facts import arm, interval, positions
 
 from overproof.core.errors import StageError
 from overproof.release import charts, words
@@ -66,7 +66,7 @@ def test_json_holds_every_promised_key(facts: ReportFacts) -> None:
     assert found["student"]["kl_nats_per_token"].keys() == {"value", "low", "high"}
     assert found["speed"]["student"].keys() == {
         "decode_tokens_per_second", "prefill_tokens_per_second", "peak_memory_bytes",
-        "file_bytes", "engine", "type",
+        "file_bytes", "engine", "type", "threads",
     }  # fmt: skip
     assert found["training"]["student"]["losses"][0][0] == 1
     assert found["training"]["control"]["steps"] == 600
@@ -216,6 +216,34 @@ def test_page_of_the_barest_release() -> None:
     assert "Not measured" in page
     assert "No build was made" in page
     assert set(charts.all_charts(bare)) == {"loss", "speed"}
+
+
+def test_no_word_of_a_control_arm_that_was_not_trained() -> None:
+    whole = report_facts.facts()
+    bare = report_facts.facts(
+        control=None,
+        training=dataclasses.replace(whole.training, control=None),
+        agreement_by_position=AgreementByPosition(positions(0.7, 0.1)),
+        answers=tuple(dataclasses.replace(one, control=None) for one in whole.answers),
+    )
+    said = re.sub(r"\s+", " ", Page(render(bare)).text)
+    headline = conclude(bare).headline
+    assert headline in said
+    assert "control arm" not in said.replace(headline, "").lower()
+    assert "The two losses" not in said
+    assert "control arm" not in " ".join(to_json(bare)["limits"])
+    page = render(whole)
+    assert "The control arm is the same student" in page
+    assert "perplexity the control arm" in page
+    assert "The two losses are different quantities" in page
+
+
+def test_threads_and_other_machines_are_shown(facts: ReportFacts) -> None:
+    moved = dataclasses.replace(facts, elsewhere=("The stage student was made elsewhere: <b>.",))
+    page = render(moved)
+    assert '<th scope="row">Threads, the fastest number</th><td>2</td><td>1</td>' in page
+    assert "<p>The stage student was made elsewhere: &lt;b&gt;.</p>" in page
+    assert "made elsewhere" not in render(facts)
 
 
 def test_a_failed_receipt_and_a_refusal_are_not_painted_green(facts: ReportFacts) -> None:

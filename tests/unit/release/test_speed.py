@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_model
@@ -60,6 +62,74 @@ def test_a_number_of_threads_that_hangs_is_no_choice(
     monkeypatch.setattr(speed, "run", pretend)
     monkeypatch.setattr(speed.device, "cores", lambda: 2)
     assert speed.choose_threads(builds["gguf-f16"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "speeds", "tried", "chosen"),
+    [
+        (1, {1: 5.0}, [1], 1),
+        (4, {1: 1.0, 2: 2.0, 4: 4.0}, [1, 2, 4], 4),
+        (6, {1: 1.0, 2: 2.0, 4: 3.0, 6: 2.5}, [1, 2, 4, 6], 4),
+        (64, {1: 3.0, 2: 2.0}, [1, 2], 1),
+        (64, {1: 3.0}, [1, 2], 1),  # more threads end too late: they are slower
+        (8, {4: 2.0, 8: 4.0}, [1, 2, 4, 8], 8),  # a large model: few threads end too late
+        (8, {4: 2.0, 8: 1.0}, [1, 2, 4, 8], 4),
+    ],
+)
+def test_threads_are_tried_until_more_are_slower(
+    cores: int,
+    speeds: dict[int, float],
+    tried: list[int],
+    chosen: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+
+    def pretend(path: Path, threads: int, *, trial: bool = False) -> Run:
+        seen.append(threads)
+        if threads not in speeds:
+            raise speed.TooSlowError("too slow")
+        return Run(speeds[threads], 1.0, 1)
+
+    monkeypatch.setattr(speed, "run", pretend)
+    monkeypatch.setattr(speed.device, "cores", lambda: cores)
+    assert speed.choose_threads(Path("model.gguf")) == chosen
+    assert seen == tried
+
+
+def test_no_number_of_threads_that_ends_in_time_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pretend(path: Path, threads: int, *, trial: bool = False) -> Run:
+        raise speed.TooSlowError("too slow")
+
+    monkeypatch.setattr(speed, "run", pretend)
+    monkeypatch.setattr(speed.device, "cores", lambda: 3)
+    with pytest.raises(speed.TooSlowError, match="by any number of threads") as caught:
+        speed.choose_threads(Path("model.gguf"))
+    assert caught.value.details[0] == "threads tried: 1, 2, 3"
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_where_the_kernel_names_none(
+    platform: str, unit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = tmp_path / "status"
+    without.write_text("VmRSS:\t1 kB\n")
+    monkeypatch.setattr(speed, "STATUS", without)
+    monkeypatch.setattr(speed.sys, "platform", platform)
+    most = 1 << 40
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=most // unit))
+    assert speed.peak_resident_bytes() == most
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=0))
+    assert speed.peak_resident_bytes() > 1e6  # what is resident now
+
+
+def test_peak_memory_is_never_negative(
+    builds: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "peak_resident_bytes", lambda: 0)
+    assert speed.run_here(builds["gguf-f16"], 1, 1000, 4, 4).peak_bytes == 0
 
 
 def test_a_run_without_end_is_given_up(
