@@ -8,7 +8,6 @@ bf16, by one factor for all. A plan is an estimate and says so.
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from overproof.core import device
 from overproof.core.artifact import Json
 from overproof.core.config import ExportConfig, Recipe
 from overproof.core.errors import UsageError
-from overproof.policy import gate, obligations
+from overproof.policy import obligations
 from overproof.release.quality import SPEED_TARGET
 from overproof.student import shape
 from overproof.teacher import local
@@ -54,13 +53,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
     """
     place, resource = local.identify(recipe.teacher.model)
     config = local.config_of(recipe.teacher.model)
-    decision, demanded = obligations.permit(
-        gate.Teacher(resource.name, resource.sha256),
-        place,
-        channel=recipe.teacher.channel,
-        name=recipe.student.name,
-        on=dt.datetime.now(dt.UTC).date(),
-    )
+    decision, demanded = obligations.permit(recipe, resource, place)
     shape.demand_size(config, recipe.student)
     demand_speed_target(recipe.export)
     teacher, student = _sizes(config, recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 import shutil
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
 from overproof.student import arms, initial  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
-from overproof.teacher.tokens import byte_level  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
 STAGES = "stages"
@@ -123,9 +121,10 @@ def _load(recipe: Recipe) -> local.Teacher:
     teacher = local.load(recipe.teacher.model)
     initial.demand(teacher, recipe.student)
     outlook.demand_speed_target(recipe.export)
-    state = byte_level(teacher.tokenizer.backend_tokenizer)
     for target in recipe.export.targets:
-        targets.find(target).demand(type(teacher.model).__name__, teacher.model.config, state)
+        targets.find(target).demand(
+            type(teacher.model).__name__, teacher.model.config, teacher.tokenizer_state
+        )
     return teacher
 
 
@@ -146,13 +145,7 @@ def ask_terms(
     Raises:
         PolicyError: the terms forbid it; the message names the clause.
     """
-    decision, plan = obligations.permit(
-        gate.Teacher(teacher.name, teacher.sha256),
-        place,
-        channel=recipe.teacher.channel,
-        name=recipe.student.name,
-        on=dt.datetime.now(dt.UTC).date(),
-    )
+    decision, plan = obligations.permit(recipe, teacher, place)
     for warning in decision.warnings:
         note(f"terms: {warning}")
     # The day is left out: a verdict that has not changed since yesterday is the same verdict.

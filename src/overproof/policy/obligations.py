@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from overproof.core.artifact import Resource
+from overproof.core.config import Recipe
 from overproof.core.contract import CARD, LICENCES, MIN_LICENCE_TEXT, NOTICE, licence_file
 from overproof.core.errors import PolicyError, StageError, UsageError
 from overproof.policy import licences
 from overproof.policy.gate import Decision, Teacher, decide
-from overproof.policy.rows import Channel, Obligation
+from overproof.policy.rows import Obligation
 
 TEXTS = Path(__file__).with_name("data") / "licences"
 # Longest repository name on the Hugging Face hub, characters (huggingface_hub, validate_repo_id).
@@ -77,22 +79,20 @@ class Plan:
         return self
 
 
-def permit(
-    teacher: Teacher, weights: Path, *, channel: Channel, name: str, on: dt.date
-) -> tuple[Decision, Plan]:
-    """What must be settled before the teacher's first token: the verdict, and what it demands.
+def permit(recipe: Recipe, teacher: Resource, weights: Path) -> tuple[Decision, Plan]:
+    """What must be settled before the teacher's first token: today's verdict, what it demands.
 
     Args:
         weights: the teacher's folder or file; licence texts beside it are used.
-        name: the student's name in the recipe.
-        on: the day that the terms are asked for.
 
     Raises:
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
         UsageError: the name is no file name.
     """
-    decision = decide([teacher], channel=channel, on=on).require()
-    plan = carry_out(decision, name, texts_beside(weights, decision.obligations))
+    given, today = Teacher(teacher.name, teacher.sha256), dt.datetime.now(dt.UTC).date()
+    decision = decide([given], channel=recipe.teacher.channel, on=today).require()
+    beside = texts_beside(weights, decision.obligations)
+    plan = carry_out(decision, recipe.student.name, beside)
     return decision, plan.require()
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import jinja2
 import yaml
 
+from overproof.core.contract import CARD, NOTICE
 from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import words
 from overproof.release.conclusion import METRICS, conclude
 from overproof.release.facts import Json, ReportFacts, clean
 from overproof.release.report import CLAIMS, LEVELS, TEMPLATES, all_limits, arms
 
-CARD_FILE = "README.md"
 TAGS = ("distillation", "knowledge-distillation", "overproof", "provenance", "text-generation")
 OTHER = "other"  # the hub's word for a licence that it has no identifier for
 
@@ -68,7 +68,7 @@ def write_card(
     """
     text = render(facts, licence=licence, card_lines=card_lines, language=language)
     with disk_errors(folder):
-        write_atomic(folder / CARD_FILE, text.encode())
+        write_atomic(folder / CARD, text.encode())
 
 
 def render(
@@ -127,7 +127,7 @@ def licence_fields(licence: str) -> Json:
         if pattern.fullmatch(licence.strip()):
             return {"license": pattern.sub(name, licence.strip())}
     name = "see-notice" if small == OTHER else _slug(licence)
-    return {"license": OTHER, "license_name": name, "license_link": "proof/NOTICE"}
+    return {"license": OTHER, "license_name": name, "license_link": NOTICE}
 
 
 def _slug(licence: str) -> str:

@@ -56,7 +56,7 @@ def demand(teacher: Teacher, config: StudentConfig) -> None:
             tokens.
     """
     shape.demand_fit(teacher.model, config)
-    demand_room(teacher.tokenizer.backend_tokenizer, config.vocabulary, control_tokens(teacher))
+    demand_room(teacher.tokenizer_state, config.vocabulary, control_tokens(teacher))
 
 
 def make(

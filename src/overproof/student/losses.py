@@ -39,7 +39,7 @@ def bucket_kl(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor) -> tuple[Tens
 def _bucket_kl_(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor, weight_C: Tensor) -> Tensor:
     """`bucket_kl` in place: the logits become their gradient, times the position's weight.
 
-    Five passes over (C, V), nothing of that size made: the loss was a third of a training step.
+    Five passes over (C, V), nothing of that size made (docs/log.md has the measurement).
     """
     largest_C1 = logits_CV.amax(-1, keepdim=True)
     own_CK = logits_CV.gather(-1, ids_CK) - largest_C1

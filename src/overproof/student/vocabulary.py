@@ -166,14 +166,17 @@ def _choose(
     return kept
 
 
-def demand_room(tokenizer: Tokenizer, size: int, keep: Iterable[str]) -> None:
-    """Refuse, before any work, what `trim` would refuse: the arguments are the same.
+def demand_room(state: Json, size: int, keep: Iterable[str]) -> None:
+    """Refuse, before any work, what `trim` would refuse.
+
+    Args:
+        state: of the teacher's tokenizer, see `byte_level`; the others are those of `trim`.
 
     Raises:
-        StageError: the tokenizer is no byte-level BPE, or lacks a token of `keep`.
+        StageError: the tokenizer lacks a token of `keep`.
         UsageError: the size has no room for bytes and control tokens.
     """
-    _fixed(byte_level(tokenizer), size, keep)
+    _fixed(state, size, keep)
 
 
 def _fixed(state: Json, size: int, keep: Iterable[str]) -> dict[str, None]:

@@ -20,9 +20,10 @@ import transformers  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from overproof.core.artifact import Resource  # noqa: E402
+from overproof.core.artifact import Json, Resource  # noqa: E402
 from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
+from overproof.policy.obligations import LICENCE_FILES  # noqa: E402
 from overproof.teacher.tokens import byte_level, token_ids  # noqa: E402
 
 transformers.logging.set_verbosity_error()
@@ -35,8 +36,6 @@ BUILTIN_PREFIX = "builtin:"
 SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 # What identifies a model in a folder; anything else there (a README, a log) does not.
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt", "*.jinja")
-# Fetched beside them: a release carries the texts that the teacher's terms ask for.
-LICENCE_FILES = ("LICENSE*", "LICENCE*")
 # What transformers, safetensors, tokenizers and gguf raise for files that they cannot read.
 UNREADABLE = (
     OSError,
@@ -101,6 +100,11 @@ class Teacher:
         for parameter in found.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
         return found
+
+    @cached_property
+    def tokenizer_state(self) -> Json:
+        """What its tokenizer is made of; raises where a student could not have it, see `tokens`."""
+        return byte_level(getattr(self.tokenizer, "backend_tokenizer", self.tokenizer))
 
     def prompt_ids(self, prompt: str, system: str | None) -> list[int]:
         """Token ids of a conversation up to where the assistant speaks; the same every day."""
@@ -207,7 +211,7 @@ def _require_usable(teacher: Teacher) -> None:
     """
     name, tokenizer = teacher.name, teacher.tokenizer
     # 1.
-    state = byte_level(getattr(tokenizer, "backend_tokenizer", tokenizer))
+    state = teacher.tokenizer_state
     # 2.
     template = tokenizer.chat_template
     if template is None or (isinstance(template, dict) and "default" not in template):
@@ -271,6 +275,7 @@ def _from_hub(name: str) -> tuple[Path, Resource]:
     from huggingface_hub import snapshot_download
 
     try:
+        # A release carries the texts that the teacher's terms ask for.
         path = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, *LICENCE_FILES]))
     except Exception as error:  # the hub's client raises many unrelated types
         raise StageError(
