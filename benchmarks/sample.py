@@ -22,31 +22,36 @@ device.prepare()
 import torch  # noqa: E402
 
 from overproof.core.console import meter  # noqa: E402
-from overproof.release.assemble import machine  # noqa: E402
+from overproof.core.host import machine  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import shared_prefix  # noqa: E402
-from overproof.teacher.sample import Drawing, Journal, Request, draw_all  # noqa: E402
+from overproof.teacher.journal import Journal  # noqa: E402
+from overproof.teacher.sample import Drawing, Request, draw_all  # noqa: E402
 
 SYSTEM = "You are a customer support assistant. Answer in two or three short sentences."
 LENGTH = 80
+SIGNALS = 128  # most likely tokens kept a position, as in the recipe `support`
 
 
-def ours(teacher: local.Teacher, prompts: list[list[int]], batch: int, seed: int) -> float:
-    """Tokens a second, worker start-up included."""
+def ours(
+    teacher: local.Teacher, prompts: list[list[int]], batch: int, seed: int, signals: int = 0
+) -> float:
+    """Tokens a second, worker start-up included; `signals` likely tokens kept a position."""
     prefix = shared_prefix(prompts)
     requests = [
-        Request.make(str(index), ids[len(prefix) :], seed) for index, ids in enumerate(prompts)
+        Request.make(str(index), ids[len(prefix) :], seed, signals=signals > 0)
+        for index, ids in enumerate(prompts)
     ]
-    drawing = Drawing(0.7, 1.0, 64, LENGTH, batch, teacher.stop_ids)
+    drawing = Drawing(0.7, 1.0, 64, LENGTH, batch, teacher.stop_ids, signals)
     model = teacher.half
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "journal.jsonl")
+        journal = Journal(Path(folder) / "journal")
         started = time.perf_counter()
         with meter("ours", len(prompts) * LENGTH, "tokens") as progress:
-            answers = draw_all(model, prefix, requests, drawing, journal, progress)
+            draw_all(model, prefix, requests, drawing, journal, progress)
         seconds = time.perf_counter() - started
         journal.close()
-    return sum(map(len, answers.values())) / seconds
+    return sum(len(entry.tokens) for entry in journal.done.values()) / seconds
 
 
 def generate(teacher: local.Teacher, prompts: list[list[int]], batch: int, seed: int) -> float:
@@ -86,6 +91,7 @@ def main() -> None:
     for seed in range(given.rounds):
         row = {
             "ours": ours(teacher, prompts, given.batch, seed),
+            "ours_with_signals": ours(teacher, prompts, given.batch, seed, SIGNALS),
             "generate": generate(teacher, prompts, given.batch, seed),
         }
         rows.append(row | {"ratio": row["ours"] / row["generate"]})

@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from overproof.core import artifact  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
-from overproof.release.assemble import machine  # noqa: E402
+from overproof.core.host import machine  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.student.examples import TrainSet, build_train_set, respell  # noqa: E402
@@ -37,7 +37,7 @@ from overproof.student.optimizer import rate  # noqa: E402
 from overproof.student.train import batches, train  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
-from overproof.teacher.signals import SignalCache  # noqa: E402
+from overproof.teacher.distribution import SignalCache  # noqa: E402
 
 PLAIN_ROWS = 16  # examples a step: about as many answer tokens as one of our steps
 
@@ -86,7 +86,7 @@ def plain(
         step = min(recipe.train.steps - 1, int(recipe.train.steps * seen / budget))
         for group in optimizer.param_groups:
             group["lr"] = rate(recipe.train, step)
-        (loss / count).backward()
+        (loss / count).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.clip)
         optimizer.step()
         optimizer.zero_grad()

@@ -136,9 +136,10 @@ def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]
     examples, heldout = recipe.sample.prompts * recipe.sample.answers, recipe.sample.heldout_prompts
     steps = recipe.train.steps * recipe.train.sequences * recipe.train.sequence_length
     arms = 2 if recipe.train.control else 1
+    read = examples * (answer + PROMPT_TOKENS)
     seconds = {
         "sample": (examples + heldout) * answer / SAMPLE_RATE,
-        "signals": examples * (answer + PROMPT_TOKENS) / SIGNAL_RATE,
+        "signals": 0.0 if recipe.signals.while_sampling else read / SIGNAL_RATE,
         "train": arms * steps / TRAIN_RATE,
         "evaluate": heldout * answer / EVALUATE_RATE,
     }

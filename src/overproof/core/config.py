@@ -69,6 +69,11 @@ class SignalConfig(Section):
     top_k: Positive = Field(
         32, description="log-probabilities kept a position; the rest is the tail"
     )
+    while_sampling: bool = Field(
+        True,
+        description="kept while the answers are drawn; false: by a pass of its own over them, and "
+        "another top_k draws no answer anew",
+    )
 
 
 class StudentConfig(Section):

@@ -118,7 +118,7 @@ def _side_by_side(
     for name, model in models.items():
         places = len(head) + max(map(len, prompts)) + 32 + recipe.sample.max_new_tokens
         drawn = Sampler(model, head, drawing, places).draw(requests)
-        said[name] = {one.record: vocabulary.tokenizer.decode(tokens) for one, tokens in drawn}
+        said[name] = {one.record: vocabulary.tokenizer.decode(text.tokens) for one, text in drawn}
     return [
         {
             "prompt": answers.texts[one.key].strip(),

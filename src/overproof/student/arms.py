@@ -15,7 +15,7 @@ from overproof.student import initial as first
 from overproof.student.examples import build_train_set
 from overproof.student.train import train
 from overproof.teacher.answers import read
-from overproof.teacher.signals import SignalCache
+from overproof.teacher.distribution import SignalCache
 
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from overproof.core.errors import StageError
 from overproof.student.vocabulary import Vocabulary
+from overproof.teacher.distribution import Signals
 from overproof.teacher.example import Example
-from overproof.teacher.signals import Signals
 
 PROJECT_ROWS = 4096  # rows scattered over the student's vocabulary at a time
 NO_TARGET = -1

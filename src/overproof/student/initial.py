@@ -27,9 +27,10 @@ from overproof.student import importance, shape  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: E402
 from overproof.teacher.answers import read  # noqa: E402
+from overproof.teacher.distribution import SignalCache, Signals  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
-from overproof.teacher.signals import SignalCache, Signals, answer_mask  # noqa: E402
+from overproof.teacher.signals import answer_mask  # noqa: E402
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed

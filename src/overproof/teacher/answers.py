@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,11 @@ from overproof.core.config import Recipe
 from overproof.core.console import meter
 from overproof.core.errors import UsageError
 from overproof.data import dataset
+from overproof.teacher.distribution import SHARD_EXAMPLES, Signals, shard_file, write_shard
 from overproof.teacher.example import Example
+from overproof.teacher.journal import Journal
 from overproof.teacher.local import Teacher
-from overproof.teacher.sample import Drawing, Journal, Request, draw_all
+from overproof.teacher.sample import Drawing, Request, draw_all
 
 TRAIN, HELDOUT, PREFIX, TEXTS = "train.jsonl", "heldout.jsonl", "prefix.json", "prompts.json"
 
@@ -51,8 +53,9 @@ def sample(
 
     1. Draw the prompts by the recipe's seed; render them with the teacher's chat template.
     2. Draw the answers, several a training prompt if the recipe says so; each is kept in a
-       journal as soon as it ends.
+       journal as soon as it ends, a training answer with its signals if the recipe says so.
     3. Write them draw after draw, in the order of the prompts, a prompt's equal answers once.
+       Signals are written in the same order.
 
     Args:
         load: loads the teacher, called only if there is something to do.
@@ -62,6 +65,8 @@ def sample(
         UsageError: a record is no single prompt.
         StageError: a worker died.
     """
+
+    kept = recipe.signals.top_k if recipe.signals.while_sampling else 0
 
     def make(work: Work) -> Json:
         # 1.
@@ -79,32 +84,39 @@ def sample(
         draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
         requests = {
             name: [
-                Request.make(key, rendered[key][len(prefix) :], recipe.seed, draw)
+                Request.make(
+                    key,
+                    rendered[key][len(prefix) :],
+                    recipe.seed,
+                    draw,
+                    signals=kept > 0 and name == TRAIN,
+                )
                 for draw in range(draws[name])
                 for key, _ in split
             ]
             for name, split in wanted.items()
         }
         # 2.
-        drawing = Drawing.of(recipe.sample, teacher.stop_ids)
-        journal = Journal(work.scratch("journal.jsonl"))
+        drawing = Drawing.of(recipe.sample, teacher.stop_ids, kept)
+        journal = Journal(work.scratch("journal"))
         both = [*requests[TRAIN], *requests[HELDOUT]]
         expected = len(both) * recipe.sample.max_new_tokens
         with meter("sampling", expected, "tokens") as progress:
-            answers = draw_all(teacher.half, prefix, both, drawing, journal, progress)
+            draw_all(teacher.half, prefix, both, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
-        journal.close()
         # 3.
-        written = {
-            name: _write(work.folder / name, split, answers) for name, split in requests.items()
-        }
+        unique = {name: _unique(split, journal) for name, split in requests.items()}
+        written = {name: _write(work.folder / name, rows) for name, rows in unique.items()}
+        if kept:
+            _write_signals(work.folder, unique[TRAIN], journal)
+        journal.close()
         (work.folder / PREFIX).write_text(json.dumps(list(prefix)), encoding="utf-8")
         (work.folder / TEXTS).write_text(json.dumps(dict(wanted[HELDOUT])), encoding="utf-8")
         return {
             "prompts": len(wanted[TRAIN]),
-            "answers": written[TRAIN].answers,
+            "answers": len(unique[TRAIN]),
             "heldout_prompts": len(wanted[HELDOUT]),
-            "answer_tokens": written[TRAIN].tokens + written[HELDOUT].tokens,
+            "answer_tokens": sum(written.values()),
             "prefix_tokens": len(prefix),
         }
 
@@ -112,6 +124,7 @@ def sample(
         "sample": recipe.sample.model_dump(),
         "system": recipe.teacher.system,
         "seed": recipe.seed,
+        "signals": kept,
     }
     inputs: dict[str, Input] = {
         "teacher": resource,
@@ -122,20 +135,39 @@ def sample(
     return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
 
 
-class _Written(NamedTuple):
-    answers: int
-    tokens: int
+class _Said(NamedTuple):
+    """An answer, and what asked for it."""
+
+    request: Request
+    tokens: list[int]
 
 
-def _write(path: Path, requests: Sequence[Request], answers: Mapping[str, list[int]]) -> _Written:
-    """Write the answers of one split; returns how many there are, and their tokens."""
-    rows = dict[tuple[str, tuple[int, ...]], tuple[int, ...]]()
+def _unique(requests: Sequence[Request], journal: Journal) -> list[_Said]:
+    """The answers in the order of the requests, a prompt's equal answers once."""
+    found = dict[tuple[str, tuple[int, ...]], _Said]()
     for request in requests:
-        rows[request.record, tuple(answers[request.key])] = request.ids
+        tokens = journal.done[request.key].tokens
+        found.setdefault((request.record, tuple(tokens)), _Said(request, tokens))
+    return list(found.values())
+
+
+def _write(path: Path, said: Sequence[_Said]) -> int:
+    """Write the answers of one split; returns their tokens."""
     with path.open("w", encoding="utf-8") as stream:
-        for (key, answer), prompt in rows.items():
-            stream.write(json.dumps({"key": key, "prompt": prompt, "answer": answer}) + "\n")
-    return _Written(len(rows), sum(len(answer) for _, answer in rows))
+        for request, tokens in said:
+            row = {"key": request.record, "prompt": request.ids, "answer": tokens}
+            stream.write(json.dumps(row) + "\n")
+    return sum(len(tokens) for _, tokens in said)
+
+
+def _write_signals(folder: Path, said: Sequence[_Said], journal: Journal) -> None:
+    """Write the signals that were kept beside the answers, in the same order."""
+    for number, start in enumerate(range(0, len(said), SHARD_EXAMPLES)):
+        parts = [
+            Signals.from_bytes(journal.signals(request.key), len(tokens))
+            for request, tokens in said[start : start + SHARD_EXAMPLES]
+        ]
+        write_shard(shard_file(folder, number), Signals.joined(parts))
 
 
 def read(samples: Artifact) -> Answers:

@@ -7,13 +7,10 @@ of each small operation (docs/log.md has the measurement).
 from __future__ import annotations
 
 import heapq
-import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from overproof.core import device
 
@@ -27,6 +24,8 @@ from overproof.core.config import SampleConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.digest import sha256_bytes  # noqa: E402
 from overproof.core.workers import sharing, spread  # noqa: E402
+from overproof.teacher.distribution import Signals, Top, top  # noqa: E402
+from overproof.teacher.journal import Journal  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
 PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
@@ -42,14 +41,18 @@ class Request:
         key: names it in the journal: key of the record, and number of the draw.
         ids: the prompt's tokens after the shared prefix.
         seed: of this request alone, so that its draws do not depend on any other.
+        signals: whether the distributions that its answer is drawn from are kept.
     """
 
     key: str
     ids: tuple[int, ...]
     seed: int
+    signals: bool = False
 
     @staticmethod
-    def make(record: str, ids: Sequence[int], seed: int, draw: int = 0) -> Request:
+    def make(
+        record: str, ids: Sequence[int], seed: int, draw: int = 0, *, signals: bool = False
+    ) -> Request:
         """A request whose seed follows from its key and the recipe's seed.
 
         Args:
@@ -58,7 +61,7 @@ class Request:
         """
         key = f"{record}/{draw}"
         own = int(sha256_bytes(f"{seed}:{key}".encode())[:15], 16)
-        return Request(key, tuple(ids), own)
+        return Request(key, tuple(ids), own, signals)
 
     @property
     def record(self) -> str:
@@ -68,7 +71,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How answers are drawn; what a worker needs besides the model."""
+    """How answers are drawn; what a worker needs besides the model.
+
+    Attributes:
+        signals: most likely tokens to keep a position, of the requests that want it.
+    """
 
     temperature: float
     top_p: float
@@ -76,9 +83,10 @@ class Drawing:
     max_new_tokens: int
     slots: int
     stop_ids: tuple[int, ...]
+    signals: int = 0
 
     @staticmethod
-    def of(config: SampleConfig, stop_ids: tuple[int, ...]) -> Drawing:
+    def of(config: SampleConfig, stop_ids: tuple[int, ...], signals: int = 0) -> Drawing:
         """From the recipe; each worker has the whole batch as slots."""
         return Drawing(
             config.temperature,
@@ -87,7 +95,20 @@ class Drawing:
             config.max_new_tokens,
             config.batch,
             stop_ids,
+            signals,
         )
+
+
+class Answer(NamedTuple):
+    """What the teacher said to a request.
+
+    Attributes:
+        tokens: the last one is a stop token, or the longest length is reached.
+        signals: its distribution where it drew each of them, if the request wants it kept.
+    """
+
+    tokens: list[int]
+    signals: Signals | None
 
 
 class Sampler:
@@ -105,8 +126,8 @@ class Sampler:
                 self.cache.share_prefix(len(prefix))
 
     @torch.inference_mode()
-    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, list[int]]]:
-        """Yield each request with its answer's tokens, as they end.
+    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
+        """Yield each request with its answer, as they end.
 
         1. While `PREFILL_ROWS` slots are free and prompts wait, take prompts in.
         2. One step for all slots; the free ones compute too, and their result is dropped.
@@ -141,7 +162,7 @@ class Sampler:
 
     def _admit(
         self, rows: list[int], taken: list[Request], free: list[int]
-    ) -> Iterator[tuple[Request, list[int]]]:
+    ) -> Iterator[tuple[Request, Answer]]:
         last_PD = self._prefill(rows, [request.ids for request in taken])
         for row, request in zip(rows, taken, strict=True):
             self.live[row] = _Live(request, self.drawing.max_new_tokens)
@@ -151,12 +172,20 @@ class Sampler:
 
     def _settle(
         self, rows: list[int], logits_LV: Tensor, free: list[int]
-    ) -> Iterator[tuple[Request, list[int]]]:
+    ) -> Iterator[tuple[Request, Answer]]:
         """Draw a token for each of `rows`, and let go of the rows that end with it."""
-        uniform_L = torch.tensor([self.live[row].next_uniform() for row in rows])
-        for row, token in zip(rows, self._choose(logits_LV, uniform_L).tolist(), strict=True):
+        for part in top(logits_LV, max(self.drawing.top_k, self.drawing.signals)):
+            yield from self._take(rows[part.where], part, free)
+
+    def _take(
+        self, rows: list[int], part: Top, free: list[int]
+    ) -> Iterator[tuple[Request, Answer]]:
+        uniform_R = torch.tensor([self.live[row].next_uniform() for row in rows])
+        tokens = choose(part, uniform_R, self.drawing).tolist()
+        signals = part.signals(self.drawing.signals)
+        for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             live = self.live[row]
-            live.tokens.append(token)
+            live.add(token, signals, number)
             self.tokens_B[row] = token
             self.columns_B[row] += 1
             full = len(live.tokens) >= self.drawing.max_new_tokens
@@ -164,7 +193,7 @@ class Sampler:
                 del self.live[row]
                 self.columns_B[row] = self.cache.prefix
                 heapq.heappush(free, row)
-                yield live.request, live.tokens
+                yield live.request, live.answer()
 
     def _step(self) -> Tensor:
         cache = self.cache
@@ -211,20 +240,28 @@ class Sampler:
         last: Tensor = hidden_BSD[torch.arange(len(padded)), ends]
         return last
 
-    def _choose(self, logits_LV: Tensor, uniform_L: Tensor) -> Tensor:
-        """Draw from the top of the logits by inverting the distribution function."""
-        kept = min(self.drawing.top_k, logits_LV.shape[-1])
-        top_LK, ids_LK = logits_LV.float().topk(kept, dim=-1)
-        mass_LK = torch.softmax(top_LK / self.drawing.temperature, dim=-1)
-        before_LK = mass_LK.cumsum(-1) - mass_LK
-        kept_LK = before_LK < self.drawing.top_p
-        kept_LK[:, 0] = True  # the most likely token stays, even at top_p 0
-        mass_LK = torch.where(kept_LK, mass_LK, 0.0)
-        reached_LK = mass_LK.cumsum(-1)
-        threshold = uniform_L[:, None] * reached_LK[:, -1:]
-        chosen = (reached_LK <= threshold).sum(-1, keepdim=True)
-        chosen = chosen.minimum(kept_LK.sum(-1, keepdim=True) - 1)  # a uniform may round to 1
-        return ids_LK.gather(1, chosen)[:, 0]
+
+def choose(part: Top, uniform_R: Tensor, drawing: Drawing) -> Tensor:
+    """Draw from the top of the logits by inverting the distribution function.
+
+    Args:
+        part: the largest logits of each row, at least the drawing's own `top_k`, or all.
+        uniform_R: a uniform number for each row.
+
+    Returns:
+        a token for each row, (R,).
+    """
+    top_RK = part.logits_RK[:, : drawing.top_k]
+    mass_RK = torch.softmax(top_RK / drawing.temperature, dim=-1)
+    before_RK = mass_RK.cumsum(-1) - mass_RK
+    kept_RK = before_RK < drawing.top_p
+    kept_RK[:, 0] = True  # the most likely token stays, even at top_p 0
+    mass_RK = torch.where(kept_RK, mass_RK, 0.0)
+    reached_RK = mass_RK.cumsum(-1)
+    threshold = uniform_R[:, None] * reached_RK[:, -1:]
+    chosen = (reached_RK <= threshold).sum(-1, keepdim=True)
+    chosen = chosen.minimum(kept_RK.sum(-1, keepdim=True) - 1)  # a uniform may round to 1
+    return part.ids_RK.gather(1, chosen)[:, 0]
 
 
 class _Live:
@@ -233,9 +270,19 @@ class _Live:
     def __init__(self, request: Request, length: int) -> None:
         self.request, self.tokens = request, list[int]()
         self._uniform = np.random.Generator(np.random.Philox(request.seed)).random(length)
+        self._signals: list[Signals] = []
 
     def next_uniform(self) -> float:
         return float(self._uniform[len(self.tokens)])
+
+    def add(self, token: int, signals: Signals, row: int) -> None:
+        """The next token, and the distribution that it was drawn from."""
+        self.tokens.append(token)
+        if self.request.signals:
+            self._signals.append(signals.rows(slice(row, row + 1)))
+
+    def answer(self) -> Answer:
+        return Answer(self.tokens, Signals.joined(self._signals) if self._signals else None)
 
 
 def _rounded(places: int, step: int = PLACES_STEP) -> int:
@@ -251,47 +298,6 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
 
 
-def _read_line(line: bytes) -> tuple[str, list[int]] | None:
-    """Key and tokens of a journal line; None if it is not whole."""
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-        return (str(row["key"]), list(row["tokens"])) if isinstance(row, dict) else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-class Journal:
-    """Finished answers, one JSON line each, flushed as they come; read again after a kill."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: dict[str, list[int]] = {}
-        if path.exists():
-            self._recover()
-        self._stream = path.open("ab")
-
-    def add(self, key: str, tokens: list[int]) -> None:
-        """Keep one answer. A killed process loses at most the line being written."""
-        self._stream.write(json.dumps({"key": key, "tokens": tokens}).encode() + b"\n")
-        self._stream.flush()
-        self.done[key] = tokens
-
-    def close(self) -> None:
-        """Flush to disk."""
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-
-    def _recover(self) -> None:
-        whole = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            row = _read_line(line)
-            if row is None:
-                break  # cut by a kill or a power cut: what follows is drawn again
-            self.done[row[0]] = row[1]
-            whole += len(line)
-        os.truncate(self.path, whole)
-
-
 def draw_all(
     model: Any,
     prefix: Sequence[int],
@@ -299,39 +305,36 @@ def draw_all(
     drawing: Drawing,
     journal: Journal,
     meter: Meter,
-) -> dict[str, list[int]]:
-    """Draw every request that the journal lacks, on all cores.
+) -> None:
+    """Draw every request that the journal lacks, on all cores, into the journal.
 
     Args:
         model: in the type to compute in; its memory is shared with the workers.
         meter: counts tokens of finished answers.
 
-    Returns:
-        the answers' tokens by request key.
-
     Raises:
         StageError: a worker died; what was finished is in the journal.
     """
     done = [request for request in requests if request.key in journal.done]
-    meter.skip(sum(len(journal.done[request.key]) for request in done))
+    meter.skip(sum(len(journal.done[request.key].tokens) for request in done))
     left = [request for request in requests if request.key not in journal.done]
-    if left:
-        # No more slots than a worker can fill; by all requests, so that a resume keeps its shapes.
-        share = max(PREFILL_ROWS, math.ceil(len(requests) / device.cores()))
-        drawing = replace(drawing, slots=min(drawing.slots, share))
-        longest = max(len(request.ids) for request in requests)
-        places = _rounded(len(prefix) + _rounded(longest, PREFILL_STEP) + drawing.max_new_tokens)
-        # Sorted, so that each worker gets the same mix of lengths and all end together.
-        left.sort(key=lambda request: (len(request.ids), request.key))
-        for key, tokens in _spread(model, prefix, left, drawing, places):
-            journal.add(key, tokens)
-            meter.advance(len(tokens))
-    return {request.key: journal.done[request.key] for request in requests}
+    if not left:
+        return
+    # No more slots than a worker can fill; by all requests, so that a resume keeps its shapes.
+    share = max(PREFILL_ROWS, math.ceil(len(requests) / device.cores()))
+    drawing = replace(drawing, slots=min(drawing.slots, share))
+    longest = max(len(request.ids) for request in requests)
+    places = _rounded(len(prefix) + _rounded(longest, PREFILL_STEP) + drawing.max_new_tokens)
+    # Sorted, so that each worker gets the same mix of lengths and all end together.
+    left.sort(key=lambda request: (len(request.ids), request.key))
+    for key, tokens, signals in _spread(model, prefix, left, drawing, places):
+        journal.add(key, tokens, signals)
+        meter.advance(len(tokens))
 
 
 def _spread(
     model: Any, prefix: Sequence[int], left: list[Request], drawing: Drawing, places: int
-) -> Iterator[tuple[str, list[int]]]:
+) -> Iterator[tuple[str, list[int], bytes]]:
     """Run one worker a core and yield what they finish."""
     workers = max(1, min(device.cores(), len(left)))
     with sharing():
@@ -358,5 +361,6 @@ def _work(
 ) -> None:
     """A worker: one thread, its share of the requests."""
     torch.set_num_threads(1)
-    for request, tokens in Sampler(model, prefix, drawing, places).draw(requests):
-        results.put((request.key, tokens))
+    for request, answer in Sampler(model, prefix, drawing, places).draw(requests):
+        signals = answer.signals.to_bytes() if answer.signals else b""
+        results.put((request.key, answer.tokens, signals))

@@ -12,8 +12,9 @@ from overproof.core.errors import StageError
 from overproof.student import examples as module
 from overproof.student.examples import NO_TARGET, build_train_set, project, respell
 from overproof.student.vocabulary import Vocabulary
+from overproof.teacher.distribution import Signals
 from overproof.teacher.example import Example
-from overproof.teacher.signals import Signals, shard_signals
+from overproof.teacher.signals import shard_signals
 
 
 @pytest.fixture(scope="module")

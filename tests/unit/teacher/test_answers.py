@@ -5,12 +5,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from overproof.core.errors import UsageError
-from overproof.teacher.answers import _prompt, _write, shared_prefix
+from overproof.teacher.answers import _prompt, _unique, _write, _write_signals, shared_prefix
+from overproof.teacher.distribution import SignalCache, Signals
 from overproof.teacher.example import Example
+from overproof.teacher.journal import Journal
 from overproof.teacher.sample import Request
 
 PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)
@@ -61,14 +64,35 @@ def test_a_record_that_is_no_prompt_is_told() -> None:
 
 def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path) -> None:
     requests = [
-        Request.make(key, ids, 0, draw)
+        Request.make(key, ids, 0, draw, signals=True)
         for draw in (0, 1, 2)
         for key, ids in (("a", [1, 2]), ("b", [3]))
     ]
-    said = {"a/0": [7], "b/0": [7], "a/1": [7], "b/1": [8], "a/2": [9], "b/2": [7]}
-    assert _write(tmp_path / "train.jsonl", requests, said) == (4, 4)
-    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    assert [(row["key"], row["prompt"], row["answer"]) for row in rows] == [
+    said = {"a/0": [7], "b/0": [7], "a/1": [7], "b/1": [8, 5], "a/2": [9], "b/2": [7]}
+    journal = Journal(tmp_path / "journal")
+    for number, (key, tokens) in enumerate(reversed(said.items())):
+        signals = Signals(
+            torch.full((len(tokens), 2), number, dtype=torch.int32),
+            torch.full((len(tokens), 2), -number, dtype=torch.float16),
+            torch.full((len(tokens),), float(number)),
+        )
+        journal.add(key, tokens, signals.to_bytes())
+    rows = _unique(requests, journal)
+    assert _write(tmp_path / "train.jsonl", rows) == 5
+    _write_signals(tmp_path, rows, journal)
+    journal.close()
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    assert [tuple(json.loads(line).values()) for line in lines] == [
         *(("a", [1, 2], [7]), ("b", [3], [7])),
-        *(("b", [3], [8]), ("a", [1, 2], [9])),
+        *(("b", [3], [8, 5]), ("a", [1, 2], [9])),
     ]
+    (kept,) = SignalCache(tmp_path)
+    assert kept.ids_NK.tolist() == [[5, 5], [4, 4], [2, 2], [2, 2], [1, 1]]
+    assert kept.log_probs_NK[:, 0].tolist() == [-5, -4, -2, -2, -1]
+    assert kept.tail_N.tolist() == [5, 4, 2, 2, 1]
+
+
+@pytest.mark.parametrize("size", [0, 3, 31, 33])
+def test_bytes_that_are_no_signals_are_told(size: int) -> None:
+    with pytest.raises(ValueError, match="no signals of 2 positions"):
+        Signals.from_bytes(bytes(size), 2)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,11 @@ import torch
 from overproof.core.config import SampleConfig
 from overproof.core.errors import StageError
 from overproof.teacher import sample
-from overproof.teacher.sample import Drawing, Journal, Request, Sampler, draw_all
+from overproof.teacher.distribution import Signals, top
+from overproof.teacher.example import Example
+from overproof.teacher.journal import Journal
+from overproof.teacher.sample import Drawing, Request, Sampler, choose, draw_all
+from overproof.teacher.signals import shard_signals
 
 HEAD = (11, 12, 13, 14)
 STOP = 0
@@ -35,24 +38,19 @@ def drawing(**changes: object) -> Drawing:
     return Drawing(**(base | changes))
 
 
-def requests(count: int, seed: int = 0, most: int = 60) -> list[Request]:
+def requests(count: int, seed: int = 0, most: int = 60, signals: bool = False) -> list[Request]:
     rng = np.random.default_rng(seed)
-    return [
-        Request.make(f"r{index}", rng.integers(2, tiny.TOKENS, rng.integers(1, most)).tolist(), 7)
-        for index in range(count)
-    ]
+    prompts = [rng.integers(2, tiny.TOKENS, rng.integers(1, most)).tolist() for _ in range(count)]
+    return [Request.make(f"r{index}", ids, 7, signals=signals) for index, ids in enumerate(prompts)]
 
 
 def draw(model, wanted: list[Request], head=HEAD, places: int = 128, **changes) -> dict:
     sampler = Sampler(model, head, drawing(**changes), places)
-    return {request.key: tokens for request, tokens in sampler.draw(wanted)}
+    return {request.key: answer.tokens for request, answer in sampler.draw(wanted)}
 
 
-def reopened(path: Path) -> dict[str, list[int]]:
-    """What a journal holds when it is opened again."""
-    journal = Journal(path)
-    journal.close()
-    return journal.done
+def said(journal: Journal) -> dict[str, list[int]]:
+    return {key: entry.tokens for key, entry in journal.done.items()}
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +118,11 @@ def test_draws_follow_the_softmax(temperature: float, top_p: float, top_k: int) 
     logits = torch.linspace(3, -3, 60)[
         torch.randperm(60, generator=torch.Generator().manual_seed(3))
     ]
-    sampler = object.__new__(Sampler)
-    sampler.drawing = drawing(temperature=temperature, top_p=top_p, top_k=top_k)
+    how = drawing(temperature=temperature, top_p=top_p, top_k=top_k)
     uniform = torch.from_numpy(np.random.default_rng(5).random(count)).float()
-    got = np.bincount(sampler._choose(logits.expand(count, -1), uniform).numpy(), minlength=60)
+    parts = top(logits.expand(count, -1), 50)
+    tokens = torch.cat([choose(part, uniform[part.where], how) for part in parts])
+    got = np.bincount(tokens.numpy(), minlength=60)
     # The definition: keep the top k, soften, keep the smallest set that reaches top_p.
     order = logits.argsort(descending=True)
     probs = (logits[order[:top_k]] / temperature).double().softmax(-1)
@@ -144,6 +143,38 @@ def test_top_p_of_nothing_and_a_wide_top_k_are_still_draws() -> None:
     assert draw(model, wanted, top_k=10_000) == draw(model, wanted, top_k=tiny.TOKENS)
 
 
+@pytest.mark.parametrize("head", [(), HEAD])
+@pytest.mark.parametrize("kept", [3, 80, 10_000])
+def test_signals_kept_while_drawing_are_those_of_a_pass_over_the_answers(
+    head: tuple[int, ...], kept: int
+) -> None:
+    """With fewer, with more than the draws look at (50), and with the whole vocabulary."""
+    model, wanted = tiny.model(), requests(20, signals=True)
+    sampler = Sampler(model, head, drawing(signals=kept), 128)
+    answers = dict(sampler.draw(wanted))
+    examples = [Example(r.key, r.ids, tuple(a.tokens)) for r, a in answers.items()]
+    got = Signals.joined([answer.signals for answer in answers.values()])
+    own = shard_signals(tiny.model(), head, examples, 128, kept)
+    assert got.ids_NK.shape == own.ids_NK.shape == (len(own.tail_N), min(kept, tiny.TOKENS))
+    close = {"rtol": 2e-3, "atol": 1e-4}
+    torch.testing.assert_close(got.log_probs_NK, own.log_probs_NK, **close)
+    torch.testing.assert_close(got.tail_N.exp(), own.tail_N.exp(), rtol=0, atol=1e-4)
+    assert (got.ids_NK[:, 0] == own.ids_NK[:, 0]).float().mean() > 0.99  # ties apart
+
+
+def test_signals_are_kept_where_they_are_wanted() -> None:
+    wanted = [*requests(5, signals=True), *requests(8)[5:]]
+    answers = dict(Sampler(tiny.model(), HEAD, drawing(signals=4), 128).draw(wanted))
+    for request, answer in answers.items():
+        assert (answer.signals is not None) == request.signals
+        if answer.signals is not None:
+            assert answer.signals.ids_NK.shape == (len(answer.tokens), 4)
+    plain = dict(Sampler(tiny.model(), HEAD, drawing(), 128).draw(requests(8)))
+    assert {r.key: a.tokens for r, a in answers.items()} == {
+        r.key: a.tokens for r, a in plain.items()
+    }
+
+
 def test_a_request_draws_by_its_own_seed() -> None:
     one, other = Request.make("a", [1], 0), Request.make("b", [1], 0)
     assert one == Request.make("a", (1,), 0)
@@ -152,42 +183,7 @@ def test_a_request_draws_by_its_own_seed() -> None:
 
 def test_the_recipe_gives_the_drawing() -> None:
     config = SampleConfig(prompts=1, temperature=0.3, top_p=0.9, top_k=5, max_new_tokens=4, batch=2)
-    assert Drawing.of(config, (3,)) == Drawing(0.3, 0.9, 5, 4, 2, (3,))
-
-
-def test_a_journal_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    first = Journal(path)
-    first.add("a", [1, 2])
-    first.add("b\n\u2028", [3])
-    first.close()
-    again = Journal(path)
-    assert again.done == {"a": [1, 2], "b\n\u2028": [3]}
-    again.add("c", [])
-    again.close()
-    assert set(reopened(path)) == {"a", "b\n\u2028", "c"}
-
-
-@pytest.mark.parametrize(
-    "torn", [b"{", b'{"key": "b", "tokens": [1, 2', b'{"key": "b", "tokens": [1]}']
-)
-def test_a_torn_last_line_is_dropped_and_written_again(tmp_path: Path, torn: bytes) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'{"key": "a", "tokens": [1]}\n' + torn)
-    journal = Journal(path)
-    assert journal.done == {"a": [1]}
-    journal.add("b", [9])
-    journal.close()
-    assert reopened(path) == {"a": [1], "b": [9]}
-
-
-@pytest.mark.parametrize("bad", [b"nothing\n", b"\x00\x00\x00\n", b"[1]\n", b'{"key": "a"}\n'])
-def test_a_damaged_line_is_told_not_thrown(tmp_path: Path, bad: bytes) -> None:
-    """Blocks of zeros are what a power cut leaves; the answers after them are drawn again."""
-    path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'{"key": "a", "tokens": [1]}\n' + bad + b'{"key": "b", "tokens": [1]}\n')
-    assert reopened(path) == {"a": [1]}
-    assert reopened(path) == {"a": [1]}
+    assert Drawing.of(config, (3,), 8) == Drawing(0.3, 0.9, 5, 4, 2, (3,), 8)
 
 
 def test_what_the_journal_holds_is_not_drawn_again(
@@ -197,37 +193,41 @@ def test_what_the_journal_holds_is_not_drawn_again(
 
     def spread(_model, _prefix, left, _drawing, _places):
         asked.extend(request.key for request in left)
-        yield from ((request.key, [7]) for request in left)
+        yield from ((request.key, [7], b"") for request in left)
 
     monkeypatch.setattr(sample, "_spread", spread)
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = Journal(tmp_path / "journal")
     first, second, third = (request.key for request in requests(3))
     journal.add(second, [5])
     progress = tiny.meter()
-    answers = draw_all(None, HEAD, requests(3), drawing(), journal, progress)
-    assert answers == {first: [7], second: [5], third: [7]}
+    draw_all(None, HEAD, requests(3), drawing(), journal, progress)
+    answers = {first: [7], second: [5], third: [7]}
+    assert said(journal) == answers
     assert sorted(asked) == [first, third]
     asked.clear()
-    assert draw_all(None, HEAD, requests(3), drawing(), journal, progress) == answers
+    draw_all(None, HEAD, requests(3), drawing(), journal, progress)
+    assert said(journal) == answers
     journal.close()
     assert not asked
 
 
 RUN = """
-import sys, json
+import sys
 sys.path.insert(0, {helper!r})
 import tiny_teacher as tiny
 from pathlib import Path
 from test_sample import HEAD, drawing, requests
-from overproof.teacher.sample import Journal, draw_all
+from overproof.teacher.journal import Journal
+from overproof.teacher.sample import draw_all
 import torch
 
 if __name__ == "__main__":
     model = tiny.model(layers=12).to(torch.bfloat16)
-    journal = Journal(Path(sys.argv[1]) / "journal.jsonl")
-    answers = draw_all(model, HEAD, requests(300), drawing(max_new_tokens=24, slots=8), journal,
-                       tiny.meter())
-    Path(sys.argv[1], "answers.json").write_text(json.dumps(answers, sort_keys=True))
+    journal = Journal(Path(sys.argv[1]) / "journal")
+    how = drawing(max_new_tokens=24, slots=8, signals=5)
+    draw_all(model, HEAD, requests(300, signals=True), how, journal, tiny.meter())
+    journal.close()
+    Path(sys.argv[1], "finished").touch()
 """
 
 
@@ -243,7 +243,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 def test_killed_and_resumed_answers_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(whole).wait(120) == 0
-    process, journal = start(cut), cut / "journal.jsonl"
+    process, journal = start(cut), cut / "journal"
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.stat().st_size > 200):
         assert process.poll() is None
@@ -251,21 +251,28 @@ def test_killed_and_resumed_answers_are_those_of_an_uninterrupted_run(tmp_path: 
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = journal.read_bytes().split(b"\n")[:-1]
+    before = said_and_kept(journal)
     assert 0 < len(before) < 300
-    assert not (cut / "answers.json").exists()
+    assert not (cut / "finished").exists()
+    size = journal.stat().st_size
     assert start(cut).wait(120) == 0
-    after = journal.read_bytes().split(b"\n")[:-1]
-    assert after[: len(before)] == before
-    keys = [json.loads(line)["key"] for line in after]
-    assert len(keys) == len(set(keys)) == 300
-    assert (cut / "answers.json").read_bytes() == (whole / "answers.json").read_bytes()
+    after = said_and_kept(journal)
+    assert list(after)[: len(before)] == list(before)
+    assert journal.stat().st_size > size
+    assert len(after) == 300
+    assert after == said_and_kept(whole / "journal")
+
+
+def said_and_kept(path: Path) -> dict[str, tuple[list[int], bytes]]:
+    """Tokens and signals of every answer, in the order of the journal."""
+    with contextlib.closing(Journal(path)) as journal:
+        return {key: (entry.tokens, journal.signals(key)) for key, entry in journal.done.items()}
 
 
 def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
     broken = tiny.model()
     del broken.lm_head
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = Journal(tmp_path / "journal")
     with pytest.raises(StageError, match="worker"):
         draw_all(broken, HEAD, requests(2), drawing(), journal, tiny.meter())
     journal.close()
@@ -279,13 +286,12 @@ def test_a_worker_has_no_more_slots_than_requests(
 
     def spread(_model, _prefix, left, drawing, _places):
         seen.append(drawing.slots)
-        yield from ((request.key, [7]) for request in left[:25])
+        yield from ((request.key, [7], b"") for request in left[:25])
 
     monkeypatch.setattr(sample, "_spread", spread)
     monkeypatch.setattr(sample.device, "cores", lambda: 2)
-    with contextlib.closing(Journal(tmp_path / "journal.jsonl")) as journal:
-        with pytest.raises(KeyError):  # 15 are still missing
-            draw_all(None, HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
+    with contextlib.closing(Journal(tmp_path / "journal")) as journal:
+        draw_all(None, HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
         draw_all(None, HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
         draw_all(None, HEAD, requests(41), drawing(slots=6), journal, tiny.meter())
     assert seen == [20, 20, 6]
