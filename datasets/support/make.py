@@ -27,7 +27,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 INDUSTRIES = ("retail", "telecoms", "bank", "travel", "software")
 SIDES = ("train", "heldout")
-SIZES = {"train": 18100, "heldout": 2150}  # records
+SIZES = {"train": 30600, "heldout": 4000}  # records
 SEED = 20261124
 HELDOUT_ONE_IN = 8  # of the single requests
 MAX_TRIES = 40  # draws of a pattern that give nothing new before it counts as used up

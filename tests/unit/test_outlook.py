@@ -18,7 +18,7 @@ from overproof.teacher import local
 config_of = functools.cache(local.config_of)
 Machine = Callable[[int, str], None]
 AMX = "avx512_bf16 amx_bf16"
-OWN_PASS = "signals.while_sampling=false"
+ANEW = "signals.while_sampling=false"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,9 +85,9 @@ def test_more_work_takes_longer(support: Json) -> None:
 
 def test_signals_take_time_in_a_pass_of_their_own_alone(support: Json) -> None:
     assert support["expected_seconds"]["signals"] == 0
-    own = made(OWN_PASS)["expected_seconds"]["signals"]
+    own = made(ANEW)["expected_seconds"]["signals"]
     assert own > 30
-    assert made(OWN_PASS, "sample.answers=2")["expected_seconds"]["signals"] == pytest.approx(
+    assert made(ANEW, "sample.answers=2")["expected_seconds"]["signals"] == pytest.approx(
         2 * own, abs=1
     )
 
@@ -95,9 +95,9 @@ def test_signals_take_time_in_a_pass_of_their_own_alone(support: Json) -> None:
 def test_more_cores_take_less_time_and_more_memory(machine: Machine) -> None:
     sequences = load_recipe(find_recipe("support")).train.sequences
     machine(2, AMX)
-    two = made(OWN_PASS)
+    two = made(ANEW)
     machine(64, AMX)
-    many = made(OWN_PASS)
+    many = made(ANEW)
     before, after = two["expected_seconds"], many["expected_seconds"]
     for name in ("sample", "signals", "evaluate"):
         assert after[name] == pytest.approx(before[name] / 32, abs=1)
@@ -110,18 +110,18 @@ def test_more_cores_take_less_time_and_more_memory(machine: Machine) -> None:
 def test_the_reference_machine_takes_what_was_measured(machine: Machine) -> None:
     """Seconds of the stages on two cores with AMX, docs/benchmarks.md."""
     machine(2, AMX)
-    seconds = made(OWN_PASS)["expected_seconds"]
+    seconds = made(ANEW)["expected_seconds"]
     measured = {"sample": 208 + 20, "signals": 92, "train": 287 + 284, "evaluate": 71}
     assert {name: seconds[name] for name in measured} == pytest.approx(measured, rel=0.12)
 
 
 def test_each_kind_of_processor_has_its_times(machine: Machine) -> None:
     machine(2, AMX)
-    tiles = made(OWN_PASS)["expected_seconds"]
+    tiles = made(ANEW)["expected_seconds"]
     machine(2, "avx512_bf16")
-    dots = made(OWN_PASS)["expected_seconds"]
+    dots = made(ANEW)["expected_seconds"]
     machine(2, "avx2")
-    plain = made(OWN_PASS)["expected_seconds"]
+    plain = made(ANEW)["expected_seconds"]
     longer = {name: dots[name] / tiles[name] for name in tiles}
     wanted = {"sample": 1.11, "signals": 1.42, "train": 1.25, "evaluate": 1.42, "other": 1.0}
     assert longer == pytest.approx(wanted, abs=0.02)
