@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -71,54 +72,19 @@ def sample(
     def make(work: Work) -> Json:
         # 1.
         teacher = load()
-        wanted = {
-            TRAIN: _prompts(train, recipe.sample.prompts, recipe.seed),
-            HELDOUT: _prompts(heldout, recipe.sample.heldout_prompts, recipe.seed),
-        }
-        rendered = {
-            key: teacher.prompt_ids(prompt, recipe.teacher.system)
-            for split in wanted.values()
-            for key, prompt in split
-        }
-        prefix = shared_prefix(list(rendered.values()))
-        draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
-        requests = {
-            name: [
-                Request.make(
-                    key,
-                    rendered[key][len(prefix) :],
-                    recipe.seed,
-                    draw,
-                    signals=kept > 0 and name == TRAIN,
-                )
-                for draw in range(draws[name])
-                for key, _ in split
-            ]
-            for name, split in wanted.items()
-        }
+        asked = _ask(teacher, train, heldout, recipe)
         # 2.
         drawing = Drawing.of(recipe.sample, teacher.stop_ids, kept)
-        journal = Journal(work.scratch("journal"))
-        both = [*requests[TRAIN], *requests[HELDOUT]]
-        expected = len(both) * recipe.sample.max_new_tokens
-        with meter("sampling", expected, "tokens") as progress:
-            draw_all(teacher.half, prefix, both, drawing, journal, progress)
+        every = [request for split in asked.requests.values() for request in split]
+        expected = len(every) * recipe.sample.max_new_tokens
+        with (
+            closing(Journal(work.scratch("journal"))) as journal,
+            meter("sampling", expected, "tokens") as progress,
+        ):
+            draw_all(teacher.half, asked.prefix, every, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
-        # 3.
-        unique = {name: _unique(split, journal) for name, split in requests.items()}
-        written = {name: _write(work.folder / name, rows) for name, rows in unique.items()}
-        if kept:
-            _write_signals(work.folder, unique[TRAIN], journal)
-        journal.close()
-        (work.folder / PREFIX).write_text(json.dumps(list(prefix)), encoding="utf-8")
-        (work.folder / TEXTS).write_text(json.dumps(dict(wanted[HELDOUT])), encoding="utf-8")
-        return {
-            "prompts": len(wanted[TRAIN]),
-            "answers": len(unique[TRAIN]),
-            "heldout_prompts": len(wanted[HELDOUT]),
-            "answer_tokens": sum(written.values()),
-            "prefix_tokens": len(prefix),
-        }
+            # 3.
+            return _write_all(work.folder, asked, journal, signals=kept > 0)
 
     config = {
         "sample": recipe.sample.model_dump(),
@@ -133,6 +99,62 @@ def sample(
         "heldout": heldout,
     }
     return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the teacher is asked.
+
+    Attributes:
+        prefix: tokens that every conversation starts with.
+        requests: of each split, by its file's name.
+        texts: the held-out prompts as they were certified, by key.
+    """
+
+    prefix: tuple[int, ...]
+    requests: dict[str, list[Request]]
+    texts: dict[str, str]
+
+
+def _ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) -> _Asked:
+    prompts = {
+        TRAIN: _prompts(train, recipe.sample.prompts, recipe.seed),
+        HELDOUT: _prompts(heldout, recipe.sample.heldout_prompts, recipe.seed),
+    }
+    ids = {
+        key: teacher.prompt_ids(prompt, recipe.teacher.system)
+        for split in prompts.values()
+        for key, prompt in split
+    }
+    prefix = shared_prefix(list(ids.values()))
+    own = {key: tokens[len(prefix) :] for key, tokens in ids.items()}
+    draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
+    requests = {
+        name: [
+            Request.make(key, own[key], recipe.seed, draw, signals=name == TRAIN)
+            for draw in range(draws[name])
+            for key, _ in split
+        ]
+        for name, split in prompts.items()
+    }
+    return _Asked(prefix, requests, dict(prompts[HELDOUT]))
+
+
+def _write_all(folder: Path, asked: _Asked, journal: Journal, *, signals: bool) -> Json:
+    """Write what was asked and said; returns the stage's facts."""
+    said = {name: _unique(split, journal) for name, split in asked.requests.items()}
+    tokens = {name: _write(folder / name, rows) for name, rows in said.items()}
+    if signals:
+        _write_signals(folder, said[TRAIN], journal)
+    (folder / PREFIX).write_text(json.dumps(list(asked.prefix)), encoding="utf-8")
+    (folder / TEXTS).write_text(json.dumps(asked.texts), encoding="utf-8")
+    return {
+        "prompts": len({request.record for request in asked.requests[TRAIN]}),
+        "answers": len(said[TRAIN]),
+        "heldout_prompts": len(said[HELDOUT]),
+        "answer_tokens": sum(tokens.values()),
+        "prefix_tokens": len(asked.prefix),
+    }
 
 
 class _Said(NamedTuple):

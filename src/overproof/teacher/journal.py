@@ -34,7 +34,7 @@ class Journal:
         self.done: dict[str, Entry] = {}
         if path.exists():
             self._recover()
-        self._stream = path.open("a+b")
+        self._stream = path.open("r+b" if path.exists() else "w+b")
 
     def add(self, key: str, tokens: list[int], signals: bytes = b"") -> None:
         """Keep one answer. A killed process loses at most the one being written."""
@@ -44,14 +44,16 @@ class Journal:
             "bytes": len(signals),
             "crc32": zlib.crc32(signals),
         }
-        self._stream.write(json.dumps(line).encode() + b"\n" + signals)
+        head = json.dumps(line).encode() + b"\n"
+        offset = self._stream.seek(0, os.SEEK_END) + len(head)
+        self._stream.write(head + signals)
         self._stream.flush()
-        self.done[key] = Entry(tokens, self._stream.tell() - len(signals), len(signals))
+        self.done[key] = Entry(tokens, offset, len(signals))
 
     def signals(self, key: str) -> bytes:
         """The bytes that were kept beside an answer."""
         entry = self.done[key]
-        self._stream.seek(entry.offset)  # what is added goes to the end all the same
+        self._stream.seek(entry.offset)
         return self._stream.read(entry.size)
 
     def close(self) -> None:

@@ -41,7 +41,8 @@ class Request:
         key: names it in the journal: key of the record, and number of the draw.
         ids: the prompt's tokens after the shared prefix.
         seed: of this request alone, so that its draws do not depend on any other.
-        signals: whether the distributions that its answer is drawn from are kept.
+        signals: whether the distributions that its answer is drawn from are kept, as many tokens
+            of each as the drawing says.
     """
 
     key: str
@@ -74,7 +75,7 @@ class Drawing:
     """How answers are drawn; what a worker needs besides the model.
 
     Attributes:
-        signals: most likely tokens to keep a position, of the requests that want it.
+        signals: most likely tokens to keep a position, of the requests that want it; 0: of none.
     """
 
     temperature: float
@@ -165,7 +166,7 @@ class Sampler:
     ) -> Iterator[tuple[Request, Answer]]:
         last_PD = self._prefill(rows, [request.ids for request in taken])
         for row, request in zip(rows, taken, strict=True):
-            self.live[row] = _Live(request, self.drawing.max_new_tokens)
+            self.live[row] = _Live(request, self.drawing)
             self.columns_B[row] = self.cache.prefix + len(request.ids) - 1
         # The head too always sees `PREFILL_ROWS` rows: one row alone takes another kernel.
         yield from self._settle(rows, self.model.lm_head(last_PD)[: len(rows)], free)
@@ -267,9 +268,11 @@ def choose(part: Top, uniform_R: Tensor, drawing: Drawing) -> Tensor:
 class _Live:
     """An answer under way."""
 
-    def __init__(self, request: Request, length: int) -> None:
+    def __init__(self, request: Request, drawing: Drawing) -> None:
         self.request, self.tokens = request, list[int]()
-        self._uniform = np.random.Generator(np.random.Philox(request.seed)).random(length)
+        source = np.random.Generator(np.random.Philox(request.seed))
+        self._uniform = source.random(drawing.max_new_tokens)
+        self._keeps = request.signals and drawing.signals > 0
         self._signals: list[Signals] = []
 
     def next_uniform(self) -> float:
@@ -278,7 +281,7 @@ class _Live:
     def add(self, token: int, signals: Signals, row: int) -> None:
         """The next token, and the distribution that it was drawn from."""
         self.tokens.append(token)
-        if self.request.signals:
+        if self._keeps:
             self._signals.append(signals.rows(slice(row, row + 1)))
 
     def answer(self) -> Answer:
