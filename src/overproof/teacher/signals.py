@@ -27,7 +27,7 @@ from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.disk import link_or_copy  # noqa: E402
 from overproof.core.workers import sharing, spread  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
-from overproof.teacher.answers import read  # noqa: E402
+from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.distribution import (  # noqa: E402
     SHARD_EXAMPLES,
     Signals,
@@ -164,15 +164,15 @@ def cache(
     """
 
     def make(work: Work) -> Json:
+        answers = read(samples)
         kept = shard_files(samples.path)
         for shard in kept:
             link_or_copy(shard, work.folder / shard.name)
         if not kept:
-            _own_pass(work)
-        return {"positions": sum(len(example.answer) for example in read(samples).train)}
+            own_pass(work, answers)
+        return {"positions": sum(len(example.answer) for example in answers.train)}
 
-    def _own_pass(work: Work) -> None:
-        answers = read(samples)
+    def own_pass(work: Work, answers: Answers) -> None:
         tokens = sum(len(example.tokens) for example in answers.train)
         with meter("signals", tokens, "tokens") as progress:
             write_signals(
