@@ -76,7 +76,8 @@ def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
     3. For each dataset: the certificate that is its file, of the source and record tree that are
        stated elsewhere too, with an SPDX licence for every record.
     4. Each parity receipt is about an export stage and keeps its own bounds.
-    5. For each file in `export/TARGET/`: the receipt of that target, about a stage that made it.
+    5. For each file in `export/TARGET/`: the receipt of that target, about a stage that made it;
+       and no receipt beside these.
 
     Raises:
         TrustError: a rule is broken; `details` name the file.
@@ -295,10 +296,16 @@ def _check_builds(proofs: Proofs, chain: Chain) -> tuple[ParityReceipt, ...]:
             )
         check_parity(item.file, receipt)
     # By file, as two stages may have made files of equal bytes.
-    received = [(exports[item.about], receipt.target) for item, receipt in found]
+    receipts = {(item.about, receipt.target): item.file for item, receipt in found}
+    shipped = set()
     for name, sha256 in released(proofs, EXPORT).items():
         target = name.partition("/")[0]
-        if not any(of == target and made(stage, name, sha256) for stage, of in received):
+        received = {
+            (about, of)
+            for about, of in receipts
+            if of == target and made(exports[about], name, sha256)
+        }
+        if not received:
             raise TrustError(
                 "a build without a parity receipt",
                 details=[
@@ -306,6 +313,14 @@ def _check_builds(proofs: Proofs, chain: Chain) -> tuple[ParityReceipt, ...]:
                     "is about the stage that made it"
                 ],
             )
+        shipped |= received
+    if strange := receipts.keys() - shipped:
+        raise TrustError(
+            "a parity receipt of a build that is not here",
+            details=sorted(
+                f"{receipts[key]}: no file in {EXPORT}{shown(key[1])}/" for key in strange
+            ),
+        )
     return tuple(receipt for _, receipt in found)
 
 

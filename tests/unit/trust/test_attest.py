@@ -83,12 +83,15 @@ def test_two_releases_of_one_name_have_two_logs(made: trust_release.Synthetic) -
     assert first.rpartition("+")[2] == second.rpartition("+")[2]
 
 
-def test_many_statements_still_sort(made: trust_release.Synthetic) -> None:
-    receipts = tuple(
-        ("parity-receipt", made.named("export"), {**trust_release.PARITY, "target": f"t{i}"})
+def test_many_statements_still_sort(made: trust_release.Synthetic, tmp_path: Path) -> None:
+    inputs = {"teacher": trust_release.TEACHER}
+    more = tuple(
+        trust_release.artifact(
+            tmp_path / "store", "signals", f"signals{i}", inputs, {"shard": b"%d" % i}, {}
+        )
         for i in range(100)
     )
-    many = replace(made, predicates=made.predicates + receipts)
+    many = replace(made, artifacts=made.artifacts + more)
     names = [path.name for path in many.attest() if path.name.endswith(".sigstore.json")]
     assert names[0] == "100-train.sigstore.json"
     assert names == sorted(names)

@@ -206,6 +206,16 @@ def test_a_build_without_a_parity_receipt(tmp_path: Path) -> None:
     assert "export/gguf-q8_0/model.gguf" in caught.value.render()
 
 
+def test_a_receipt_of_a_build_that_is_not_here(tmp_path: Path) -> None:
+    made = trust_release.make(tmp_path)
+    row = ("parity-receipt", made.named("export"), {**trust_release.PARITY, "target": "gguf-f16"})
+    replace(made, predicates=(*made.predicates, row)).attest()
+    with pytest.raises(TrustError, match="a build that is not here") as caught:
+        verify(made.release, made.key.public)
+    assert caught.value.step == 6
+    assert "no file in export/gguf-f16/" in caught.value.render()
+
+
 def test_a_receipt_of_another_target_or_of_another_stage_is_none(tmp_path: Path) -> None:
     made = trust_release.make(tmp_path)
     other = trust_release.artifact(
