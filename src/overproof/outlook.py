@@ -1,10 +1,8 @@
 """What a run will take: the plan of `overproof distill --dry-run`.
 
-Times are those of a reference machine, scaled by parameters, by cores, and by the kind of
-processor: with tile instructions (AMX), as the reference; with bf16 products and no tiles, where
-each kind of stage was measured but evaluation, which is taken to suffer as signals do; without
-bf16, where sampling and training were measured and the others are taken to suffer as training
-does. A plan is an estimate and says so.
+Times are those of machines that were measured, scaled by parameters and by cores, and
+interpolated by how fast this machine multiplies matrices, which is measured here and now. A plan
+is an estimate and says so.
 """
 
 from __future__ import annotations
@@ -13,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from overproof import products
 from overproof.core import config as recipes
 from overproof.core import device
 from overproof.core.artifact import Json
@@ -23,24 +24,16 @@ from overproof.release.quality import SPEED_TARGET
 from overproof.student import shape
 from overproof.teacher import local
 
-# Throughput of the reference machine (two cores with AMX, 134.5M teacher, 60.3M student; docs/
-# benchmarks.md).
+# Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
+# the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
+# measured, taken to differ from the machine before as training does.
 REFERENCE_CORES, REFERENCE_TEACHER, REFERENCE_STUDENT = 2, 134.5e6, 60.3e6
-SAMPLE_RATE, SIGNAL_RATE, TRAIN_RATE = 907.0, 2704.0, 1667.0  # tokens a second
-EVALUATE_RATE = 295.0  # answer tokens a second, teacher and three students together
-# With AVX512-BF16 alone 820, 1,900 and 1,330 tokens a second were measured (docs/log.md).
-NO_TILES_FACTOR = {
-    "sample": SAMPLE_RATE / 820,
-    "signals": SIGNAL_RATE / 1900,
-    "train": TRAIN_RATE / 1330,
-    "evaluate": SIGNAL_RATE / 1900,
-}
-# With AVX2 alone 85 and 210 tokens a second.
-NO_BF16_FACTOR = {
-    "sample": SAMPLE_RATE / 85,
-    "signals": TRAIN_RATE / 210,
-    "train": TRAIN_RATE / 210,
-    "evaluate": TRAIN_RATE / 210,
+PRODUCTS = (71e9, 189e9, 470e9, 1200e9)  # fp32 with AVX2 alone, bf16 in two halves, whole, tiles
+RATES = {
+    "sample": (85.0, 378.0, 820.0, 907.0),
+    "signals": (300.0, 1060.0, 1900.0, 2704.0),  # (AVX2), (two halves)
+    "train": (210.0, 742.0, 1330.0, 1667.0),
+    "evaluate": (33.0, 116.0, 207.0, 295.0),  # (AVX2), (whole); the teacher and three students
 }
 ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
 PROMPT_TOKENS = 24
@@ -97,7 +90,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "cores": device.cores(),
             "processor": device.processor().model,
             "bf16": device.processor().bf16,
-            "tiles": device.processor().tiles,
+            "products_per_second": products.rate(),
         },
     }
 
@@ -144,26 +137,33 @@ def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]
     steps = recipe.train.steps * recipe.train.sequences * recipe.train.sequence_length
     arms = 2 if recipe.train.control else 1
     read = examples * (answer + PROMPT_TOKENS)
-    seconds = {
-        "sample": (examples + heldout) * answer / SAMPLE_RATE,
-        "signals": 0.0 if recipe.signals.while_sampling else read / SIGNAL_RATE,
-        "train": arms * steps / TRAIN_RATE,
-        "evaluate": heldout * answer / EVALUATE_RATE,
+    tokens = {
+        "sample": (examples + heldout) * answer,
+        "signals": 0.0 if recipe.signals.while_sampling else read,
+        "train": float(arms * steps),
+        "evaluate": heldout * answer,
     }
     on_teacher, on_student = teacher.used / REFERENCE_TEACHER, student.used / REFERENCE_STUDENT
-    for name in seconds:
+    seconds = {}
+    for name, count in tokens.items():
         # A training worker has at least one sequence of each step.
         cores = min(device.cores(), recipe.train.sequences) if name == "train" else device.cores()
-        seconds[name] *= (on_student if name == "train" else on_teacher) * REFERENCE_CORES / cores
-        seconds[name] *= _slowness(name)
+        larger = on_student if name == "train" else on_teacher
+        rate = tokens_per_second(name, products.rate())
+        seconds[name] = count / rate * larger * REFERENCE_CORES / cores
     return seconds | {"other": FIXED_SECONDS}
 
 
-def _slowness(stage: str) -> float:
-    """How many times as long a stage takes on this processor as on one with tile instructions."""
-    if device.processor().tiles:
-        return 1.0
-    return (NO_TILES_FACTOR if device.processor().bf16 else NO_BF16_FACTOR)[stage]
+def tokens_per_second(stage: str, products_per_second: float) -> float:
+    """What a kind of stage does on a machine like those measured, by how fast it multiplies.
+
+    Between two machines the rates' logarithms are interpolated; below the slowest they fall in
+    proportion; above the fastest they are its own.
+    """
+    known = RATES[stage]
+    slowest = min(1.0, products_per_second / PRODUCTS[0])
+    logs = np.interp(np.log(products_per_second), np.log(PRODUCTS), np.log(known))
+    return float(np.exp(logs)) * slowest
 
 
 def _layer_parameters(config: object, mlp_width: int | None = None) -> int:
@@ -194,7 +194,8 @@ def render(found: Json) -> str:
         f"in all      about {found['expected_total_seconds'] / 60:.0f} minutes, "
         f"{found['expected_memory_bytes'] / gib:.1f} GiB of memory, "
         f"{found['expected_disk_bytes'] / gib:.1f} GiB of disk",
-        f"machine     {found['machine']['processor']}, {found['machine']['cores']} cores",
-        "These are estimates from a reference machine; nothing was run.",
+        f"machine     {found['machine']['processor']}, {found['machine']['cores']} cores, "
+        f"{found['machine']['products_per_second'] / 1e12:.2f} TFLOP/s each",
+        "These are estimates from machines that were measured; nothing was run.",
     ]
     return "\n".join(lines)

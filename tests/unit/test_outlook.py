@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from overproof import products
 from overproof.core import device
 from overproof.core.config import Recipe, find_recipe, load_recipe
 from overproof.core.errors import PolicyError, UsageError
-from overproof.outlook import plan, render
+from overproof.outlook import PRODUCTS, RATES, plan, render, tokens_per_second
 from overproof.release.facts import Json
 from overproof.teacher import local
 
 # transformers takes seconds to read the configuration out of a GGUF file.
 config_of = functools.cache(local.config_of)
-Machine = Callable[[int, str], None]
-AMX = "avx512_bf16 amx_bf16"
+Machine = Callable[[int, float], None]
+HALVES, WHOLE, TILES = PRODUCTS[1:]
 ANEW = "signals.while_sampling=false"
 
 
@@ -30,12 +32,11 @@ def _read_once() -> Iterator[None]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Sets cores and flags of the processor."""
+    """Sets the cores, and what each multiplies a second."""
 
-    def pretend(cores: int, flags: str) -> None:
+    def pretend(cores: int, rate: float) -> None:
         monkeypatch.setattr(device, "cores", lambda: cores)
-        found = device.Processor("some processor", frozenset(flags.split()))
-        monkeypatch.setattr(device, "processor", lambda: found)
+        monkeypatch.setattr(products, "rate", lambda: rate)
 
     return pretend
 
@@ -94,9 +95,9 @@ def test_signals_take_time_in_a_pass_of_their_own_alone(support: Json) -> None:
 
 def test_more_cores_take_less_time_and_more_memory(machine: Machine) -> None:
     sequences = load_recipe(find_recipe("support")).train.sequences
-    machine(2, AMX)
+    machine(2, TILES)
     two = made(ANEW)
-    machine(64, AMX)
+    machine(64, TILES)
     many = made(ANEW)
     before, after = two["expected_seconds"], many["expected_seconds"]
     for name in ("sample", "signals", "evaluate"):
@@ -109,30 +110,43 @@ def test_more_cores_take_less_time_and_more_memory(machine: Machine) -> None:
 
 def test_the_reference_machine_takes_what_was_measured(machine: Machine) -> None:
     """Seconds of the stages on two cores with AMX, docs/benchmarks.md."""
-    machine(2, AMX)
+    machine(2, TILES)
     seconds = made(ANEW)["expected_seconds"]
     measured = {"sample": 208 + 20, "signals": 92, "train": 287 + 284, "evaluate": 71}
     assert {name: seconds[name] for name in measured} == pytest.approx(measured, rel=0.12)
 
 
-def test_each_kind_of_processor_has_its_times(machine: Machine) -> None:
-    machine(2, AMX)
-    tiles = made(ANEW)["expected_seconds"]
-    machine(2, "avx512_bf16")
-    dots = made(ANEW)["expected_seconds"]
-    machine(2, "avx2")
-    plain = made(ANEW)["expected_seconds"]
-    longer = {name: dots[name] / tiles[name] for name in tiles}
-    wanted = {"sample": 1.11, "signals": 1.42, "train": 1.25, "evaluate": 1.42, "other": 1.0}
-    assert longer == pytest.approx(wanted, abs=0.02)
-    assert plain["train"] == pytest.approx(7.9 * tiles["train"], rel=0.01)
-    assert plain["sample"] == pytest.approx(10.7 * tiles["sample"], rel=0.01)
+@pytest.mark.parametrize("stage", RATES)
+def test_the_rates_of_the_machines_measured_and_between(stage: str) -> None:
+    rates = RATES[stage]
+    at = [tokens_per_second(stage, one) for one in PRODUCTS]
+    assert at == pytest.approx(rates)
+    for i in range(len(PRODUCTS) - 1):
+        between = tokens_per_second(stage, (PRODUCTS[i] * PRODUCTS[i + 1]) ** 0.5)
+        assert between == pytest.approx((rates[i] * rates[i + 1]) ** 0.5)
+    assert tokens_per_second(stage, PRODUCTS[0] / 4) == pytest.approx(rates[0] / 4)
+    assert tokens_per_second(stage, 10 * TILES) == pytest.approx(rates[-1])
+
+
+def test_a_slower_machine_takes_what_was_measured_on_it(machine: Machine) -> None:
+    """Seconds of the stages on an EPYC of the generation before, docs/log.md."""
+    machine(2, HALVES)
+    seconds = made()["expected_seconds"]
+    assert seconds["sample"] == pytest.approx(440, rel=0.15)
+    assert seconds["train"] == pytest.approx(639 + 637, rel=0.15)
+
+
+def test_how_fast_this_machine_multiplies() -> None:
+    rate = products.rate()
+    assert 1e8 < rate < 1e14
+    assert products.rate() == rate
+    assert torch.get_num_threads() >= 1
 
 
 def test_a_head_that_is_not_tied_is_counted(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine(2, AMX)
+    machine(2, TILES)
     tied = made()
     config = copy.deepcopy(config_of("builtin:smollm2-135m-instruct"))
     config.tie_word_embeddings = False
@@ -148,7 +162,7 @@ def test_a_head_that_is_not_tied_is_counted(
 
 
 def test_memory_grows_with_the_examples(machine: Machine) -> None:
-    machine(2, AMX)
+    machine(2, TILES)
     recipe = load_recipe(find_recipe("support"))
     one, ten = made(), made(f"sample.prompts={10 * recipe.sample.prompts}")
     tokens = 9 * recipe.sample.prompts * (0.65 * recipe.sample.max_new_tokens + 24)

@@ -172,7 +172,7 @@ class Decision:
 
     def _predicate(self, ruling: Ruling, done: Collection[str]) -> Json:
         predicate: Json = {
-            "teacher": {"name": ruling.teacher.name, "sha256": ruling.teacher.sha256},
+            "teacher": {"name": match.stated(ruling.teacher.name), "sha256": ruling.teacher.sha256},
             "channel": self.channel,
             "use": self.use,
             "on": self.on.isoformat(),
@@ -186,7 +186,8 @@ class Decision:
             "warnings": list(ruling.finding.warnings),
         }
         if ruling.approval is not None:
-            predicate["approval"] = ruling.approval.model_dump(mode="json")
+            given = ruling.approval.model_dump(mode="json")
+            predicate["approval"] = {**given, "teacher": match.stated(ruling.approval.teacher)}
         return predicate
 
 

@@ -79,8 +79,8 @@ class Finding:
 
     def _made_from(self) -> list[str]:
         return [
-            f"{self.model} is said to derive from {teacher.name} ({teacher.relation}; "
-            f"{teacher.source}). {teacher.note}".rstrip()
+            f"{match.stated(self.model)} is said to derive from {teacher.name} "
+            f"({teacher.relation}; {teacher.source}). {teacher.note}".rstrip()
             + " Not established, so it does not change the verdict."
             for teacher in self.declared
             if not teacher.established

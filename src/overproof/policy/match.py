@@ -37,6 +37,11 @@ def display(name: str) -> str:
     return text if owner(name) else re.split(r"[/\\]", text)[-1]
 
 
+def stated(name: str) -> str:
+    """How a proof names the teacher: as a recipe does, but a path without its folders."""
+    return name if name.startswith(BUILTIN) else display(name)
+
+
 def owner(name: str) -> str | None:
     """Who a hub name belongs to, lower case; None for paths, files and bare names."""
     text = name.strip().removeprefix(HUB)

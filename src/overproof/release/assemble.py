@@ -90,46 +90,20 @@ def collect(
     """Everything the report shows, from the stages' manifests."""
     result, samples = result_of(parts.evaluation), parts.samples.facts
     speed = _measured(parts.speed)
-    top_k = recipe.sample.top_k
     return f.ReportFacts(
         name=plan.name,
         system=recipe.teacher.system,
         overproof=__version__,
-        teacher_model=f.TeacherModel(
-            match.display(teacher.name),
-            teacher.uri,
-            teacher.sha256,
-            teacher_licence(decision),
-            local.hub_name(teacher.name),
-        ),
+        teacher_model=_teacher(teacher, recipe, decision),
         teacher=_arm(result["teacher"]),
         student=_arm(result["student"]),
         untrained=_arm(result["untrained"]),
         control=_arm(result["control"]) if "control" in result else None,
         differences={name: _arm(numbers) for name, numbers in result[DIFFERENCES].items()},
-        evaluation=f.Evaluation(
-            result["prompts"],
-            result["tokens"],
-            recipe.evaluate.bootstrap,
-            recipe.evaluate.confidence,
-            result["products"],
-            recipe.sample.temperature,
-            recipe.sample.top_p,
-            top_k if top_k < parts.initial.facts["teacher"]["vocabulary"] else None,
-        ),
+        evaluation=_evaluation(result, parts.initial, recipe),
         speed=f.Speeds(*(_speed(speed[who]) for who in ("teacher", "student"))),
-        sizes=f.Sizes(
-            f.Size(**parts.initial.facts["teacher"]),
-            f.Size(
-                parts.initial.facts["parameters"],
-                len(parts.initial.facts["kept_layers"]),
-                parts.initial.facts["vocabulary"],
-            ),
-        ),
-        training=f.Training(
-            _run(parts.student, "forward KL to the teacher's cached distributions"),
-            _run(parts.control, "cross-entropy on the teacher's text") if parts.control else None,
-        ),
+        sizes=_sizes(parts.initial),
+        training=_training(parts),
         importance=_importance(parts.initial, recipe),
         method=_method(parts, recipe),
         agreement_by_position=f.AgreementByPosition(
@@ -161,6 +135,43 @@ def collect(
     )
 
 
+def _teacher(teacher: Resource, recipe: Recipe, decision: Decision) -> f.TeacherModel:
+    return f.TeacherModel(
+        match.display(teacher.name),
+        teacher.uri,
+        teacher.sha256,
+        teacher_licence(decision),
+        local.hub_name(recipe.teacher.model),
+    )
+
+
+def _evaluation(result: Json, initial: Artifact, recipe: Recipe) -> f.Evaluation:
+    top_k = recipe.sample.top_k
+    return f.Evaluation(
+        result["prompts"],
+        result["tokens"],
+        recipe.evaluate.bootstrap,
+        recipe.evaluate.confidence,
+        result["products"],
+        recipe.sample.temperature,
+        recipe.sample.top_p,
+        top_k if top_k < initial.facts["teacher"]["vocabulary"] else None,
+    )
+
+
+def _sizes(initial: Artifact) -> f.Sizes:
+    facts = initial.facts
+    student = f.Size(facts["parameters"], len(facts["kept_layers"]), facts["vocabulary"])
+    return f.Sizes(f.Size(**facts["teacher"]), student)
+
+
+def _training(parts: Parts) -> f.Training:
+    return f.Training(
+        _run(parts.student, "forward KL to the teacher's cached distributions"),
+        _run(parts.control, "cross-entropy on the teacher's text") if parts.control else None,
+    )
+
+
 def _measured(artifact: Artifact) -> Json:
     found: Json = artifact.manifest["times"]["measured"]
     return found
@@ -177,9 +188,9 @@ def elsewhere(here: Machine, others: Mapping[str, Machine]) -> tuple[str, ...]:
 
 
 def _terms(decision: Decision, plan: Plan) -> Json:
-    """The verdict as the report shows it: the teacher's name without the folders of a path."""
+    """The verdict as the report shows it: what is built in is named like any other teacher."""
     found = decision.to_json([one.id for one in plan.obligations])
-    name, shown = decision.deciding.teacher.name, decision.deciding.display
+    name, shown = found["teacher"]["name"], decision.deciding.display
     found["teacher"] = {**found["teacher"], "name": shown}
     found["warnings"] = [line.replace(name, shown) for line in found["warnings"]]
     return found

@@ -168,9 +168,9 @@ def identify(name: str) -> tuple[Path, Resource]:
             raise UsageError(
                 f"no teacher at {path}", hint="give a path to a .gguf file that exists"
             )
-        return path, Resource("teacher", name, f"file:{path.name}", sha256_file(path))
+        return path, _local(path, sha256_file(path))
     if path.is_dir():
-        return path, Resource("teacher", name, f"file:{path.name}", _folder_digest(path))
+        return path, _local(path, _folder_digest(path))
     if "/" not in name or name.startswith((".", "/", "~")):
         raise UsageError(
             f"no teacher {name!r}",
@@ -178,6 +178,12 @@ def identify(name: str) -> tuple[Path, Resource]:
             hint="give builtin:NAME, a model folder, a .gguf file, or OWNER/NAME on the hub",
         )
     return _from_hub(name)
+
+
+def _local(path: Path, sha256: str) -> Resource:
+    """Of a path its last part only: where it lay on its maker's machine is in no proof."""
+    name = path.resolve().name
+    return Resource("teacher", name, f"file:{name}", sha256)
 
 
 def load(name: str) -> Teacher:

@@ -61,3 +61,6 @@ def test_a_released_file_never_shows_a_local_path() -> None:
     assert match.display("/home/someone/secret/Llama-3.1-8B/") == "Llama-3.1-8B"
     assert match.display("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
     assert match.display("builtin:smollm2-135m-instruct") == "smollm2-135m-instruct"
+    assert match.stated("builtin:smollm2-135m-instruct") == "builtin:smollm2-135m-instruct"
+    assert match.stated("/home/jane/models/Llama-3.1-8B") == "Llama-3.1-8B"
+    assert match.stated("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"

@@ -118,6 +118,7 @@ def test_the_digest_of_a_folder_is_that_of_its_model(folder: Path) -> None:
     _, one = identify(str(folder))
     (folder / "README.md").write_text("a note")
     assert identify(str(folder))[1] == one
+    assert (one.name, one.uri) == (folder.name, f"file:{folder.name}")
     moved = folder.rename(folder.with_name("moved"))
     assert identify(str(moved))[1].sha256 == one.sha256
     config = json.loads((moved / "config.json").read_bytes())
