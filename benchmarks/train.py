@@ -5,8 +5,8 @@
 RUN is the folder of a finished run (`out/demo`): both start from its initial student and train
 on its samples. The plain loop is what most people write first: a live teacher, the divergence
 over the whole vocabulary, one padded example a row, bf16 autocast, AdamW, all cores as OpenMP
-threads. Both see the same number of answer tokens; both are then evaluated on the held-out
-prompts.
+threads. Both take the same number of steps, over the same number of answer tokens, with the same
+optimizer and rates; both are then evaluated on the held-out prompts.
 """
 
 from __future__ import annotations
@@ -33,13 +33,11 @@ from overproof.core.host import machine  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.student.examples import TrainSet, build_train_set, respell  # noqa: E402
-from overproof.student.optimizer import rate  # noqa: E402
+from overproof.student.optimizer import optimizers, rate, set_rate  # noqa: E402
 from overproof.student.train import batches, train  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.distribution import SignalCache  # noqa: E402
-
-PLAIN_ROWS = 16  # examples a step: about as many answer tokens as one of our steps
 
 
 def answer_tokens(data: TrainSet, recipe: Recipe) -> int:
@@ -60,13 +58,16 @@ def plain(
     student, live = start.model.train(), teacher.half
     vocabulary = start.vocabulary
     columns = torch.from_numpy(vocabulary.student_ids_U)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.train.learning_rate)
+    made = optimizers(recipe.train, list(student.named_parameters()))
     order = np.random.default_rng(recipe.seed).permutation(len(answers.train))
     head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
     seen, began, at = 0, time.perf_counter(), 0
-    while seen < budget:
-        few = [answers.train[order[(at + row) % len(order)]] for row in range(PLAIN_ROWS)]
-        at += PLAIN_ROWS
+    for step in range(recipe.train.steps):
+        few = []  # as many examples as bring it up to our trainer's mean
+        while seen < budget * (step + 1) / recipe.train.steps:
+            few.append(answers.train[order[at % len(order)]])
+            seen += len(few[-1].answer)
+            at += 1
         theirs = [list(answers.prefix) + list(one.tokens) for one in few]
         spelled = [respell(one, vocabulary) for one in few]
         ours = [head + one.tokens for one in spelled]
@@ -83,14 +84,12 @@ def plain(
             log_q = torch.log_softmax(mine[row, here].float(), -1)
             loss = loss + (torch.xlogy(target, target) - target * log_q).sum()
             count += len(there)
-        step = min(recipe.train.steps - 1, int(recipe.train.steps * seen / budget))
-        for group in optimizer.param_groups:
-            group["lr"] = rate(recipe.train, step)
+        set_rate(made, rate(recipe.train, step))
         (loss / count).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        seen += count
+        for optimizer in made:
+            optimizer.step()
+            optimizer.zero_grad()
     return student.eval(), seen, time.perf_counter() - began
 
 

@@ -17,10 +17,9 @@ from overproof import products
 from overproof.core import config as recipes
 from overproof.core import device
 from overproof.core.artifact import Json
-from overproof.core.config import ExportConfig, Recipe
-from overproof.core.errors import UsageError
+from overproof.core.config import Recipe
 from overproof.policy import obligations
-from overproof.release.quality import SPEED_TARGET
+from overproof.release.quality import demand_speed_target
 from overproof.student import shape
 from overproof.teacher import local
 
@@ -57,8 +56,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
     shape.demand_size(config, recipe.student)
     demand_speed_target(recipe.export)
     teacher, student = _sizes(config, recipe)
-    answer = ANSWER_FRACTION * recipe.sample.max_new_tokens
-    examples = recipe.sample.prompts * recipe.sample.answers
+    answer, examples = _answer_tokens(recipe), _examples(recipe)
     seconds = _seconds(recipe, teacher, student)
     trainers = min(device.cores(), recipe.train.sequences)
     example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
@@ -95,19 +93,6 @@ def plan(recipe: Recipe, path: Path) -> Json:
     }
 
 
-def demand_speed_target(config: ExportConfig) -> None:
-    """Refuse a run without the build whose speed is measured.
-
-    Raises:
-        UsageError: it is not among the targets.
-    """
-    if SPEED_TARGET not in config.targets:
-        raise UsageError(
-            f"export.targets lacks {SPEED_TARGET}, the build whose speed is measured",
-            details=[f"got {', '.join(config.targets) or 'none'}"],
-        )
-
-
 @dataclass(frozen=True)
 class _Size:
     """Parameters of a model, norms left out; `used` leaves out a table that is only looked up."""
@@ -130,10 +115,22 @@ def _sizes(config: Any, recipe: Recipe) -> tuple[_Size, _Size]:
     return found[0], found[1]
 
 
+def _answer_tokens(recipe: Recipe) -> float:
+    """Tokens of one answer."""
+    return ANSWER_FRACTION * recipe.sample.max_new_tokens
+
+
+def _examples(recipe: Recipe) -> int:
+    return recipe.sample.prompts * recipe.sample.answers
+
+
 def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]:
     """Seconds of each kind of stage on this machine."""
-    answer = ANSWER_FRACTION * recipe.sample.max_new_tokens
-    examples, heldout = recipe.sample.prompts * recipe.sample.answers, recipe.sample.heldout_prompts
+    answer, examples, heldout = (
+        _answer_tokens(recipe),
+        _examples(recipe),
+        recipe.sample.heldout_prompts,
+    )
     steps = recipe.train.steps * recipe.train.sequences * recipe.train.sequence_length
     arms = 2 if recipe.train.control else 1
     read = examples * (answer + PROMPT_TOKENS)

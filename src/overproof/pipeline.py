@@ -120,7 +120,7 @@ def _load(recipe: Recipe) -> local.Teacher:
     """The teacher; what cannot end well is refused before its first token."""
     teacher = local.load(recipe.teacher.model)
     initial.demand(teacher, recipe.student)
-    outlook.demand_speed_target(recipe.export)
+    quality.demand_speed_target(recipe.export)
     for target in recipe.export.targets:
         targets.find(target).demand(
             type(teacher.model).__name__, teacher.model.config, teacher.tokenizer_state

@@ -231,8 +231,8 @@ def build(
     1. The key is the digest of kind, inputs, configuration and code.
     2. An artifact of that key in its place is returned, if its files are what it says.
     3. `make` works in `.NAME.KEY.partial`, which a killed run leaves behind for the next one.
-    4. Files are described, `artifact.json` is written, what helped to resume is removed, the
-       folder is moved into place.
+       Then its files are described, and `artifact.json` is written.
+    4. What helped to resume is removed, and the folder is moved into place.
 
     Args:
         store: the folder that holds the run's artifacts.
@@ -244,16 +244,8 @@ def build(
         StageError: the disk is full or the folder cannot be written.
     """
     name = name or kind
-    rows = [_input_row(role, given) for role, given in sorted(inputs.items())]
     # 1.
-    identity: Json = {
-        "format": FORMAT,
-        "kind": kind,
-        "inputs": rows,
-        "config": config,
-        "config_sha256": sha256_json(config),
-        "code": {"name": "overproof", "version": __version__, "sha256": source_sha256(layer)},
-    }
+    identity = _identity(kind, inputs, config, layer)
     key = sha256_json(identity)
     final = store / name
     # 2.
@@ -265,19 +257,9 @@ def build(
     partial = store / f".{name}.{key[:16]}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        work = Work(partial, {})
         if not (partial / MANIFEST).is_file():
-            clock = _Clock.start(work)
-            facts = make(work)
-            # 4.
-            temporary(partial / MANIFEST).unlink(missing_ok=True)
-            manifest = {
-                **identity,
-                "facts": facts,
-                "files": describe(partial),
-                "times": clock.stop() | {"measured": work.measured},
-            }
-            write_atomic(partial / MANIFEST, pretty(manifest).encode())
+            _make(partial, identity, make)
+        # 4.
         shutil.rmtree(partial / SCRATCH, ignore_errors=True)
         _move_into_place(partial, final)
     except OSError as error:
@@ -285,6 +267,31 @@ def build(
     made = load(final)
     note(f"{name}: done in {made.manifest['times']['seconds']:,.0f} s, {_headline(made.facts)}")
     return made
+
+
+def _identity(kind: str, inputs: Mapping[str, Input], config: Json, layer: str) -> Json:
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "inputs": [_input_row(role, given) for role, given in sorted(inputs.items())],
+        "config": config,
+        "config_sha256": sha256_json(config),
+        "code": {"name": "overproof", "version": __version__, "sha256": source_sha256(layer)},
+    }
+
+
+def _make(partial: Path, identity: Json, make: Callable[[Work], Json]) -> None:
+    work = Work(partial, {})
+    clock = _Clock.start(work)
+    facts = make(work)
+    temporary(partial / MANIFEST).unlink(missing_ok=True)
+    manifest = {
+        **identity,
+        "facts": facts,
+        "files": describe(partial),
+        "times": clock.stop() | {"measured": work.measured},
+    }
+    write_atomic(partial / MANIFEST, pretty(manifest).encode())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from overproof.core.artifact import MANIFEST, Artifact, Input, Resource, build, check
+from overproof.core.artifact import MANIFEST, Artifact, Input, Json, Resource, build, check
 from overproof.core.config import Positive, Section
 from overproof.core.digest import sha256_file
 from overproof.core.disk import exclusive
@@ -179,18 +179,22 @@ def certify(
             store,
             dataset.KIND,
             inputs=inputs,
-            config={
-                "licence": licence,
-                "origin": config.origin,
-                "max_record_bytes": config.max_record_bytes,
-                "checks": [*(rule.to_json() for rule in rules), DUPLICATES],
-            },
+            config=_settings(licence, rules, config),
             make=assembly.make,
             name=name,
             layer="data",
         )
     _demand_some(artifact)
     return artifact
+
+
+def _settings(licence: str | None, rules: list[Rule], config: Demands) -> Json:
+    return {
+        "licence": licence,
+        "origin": config.origin,
+        "max_record_bytes": config.max_record_bytes,
+        "checks": [*(rule.to_json() for rule in rules), DUPLICATES],
+    }
 
 
 def _rules(config: Demands) -> list[Rule]:

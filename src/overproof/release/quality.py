@@ -12,9 +12,10 @@ from overproof.core import device, host
 device.prepare()
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
-from overproof.core.config import Recipe  # noqa: E402
+from overproof.core.config import ExportConfig, Recipe  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
+from overproof.core.errors import UsageError  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.export import write_loaded  # noqa: E402
 from overproof.release.speed import measure  # noqa: E402
@@ -127,6 +128,19 @@ def _side_by_side(
         }
         for one in shown
     ]
+
+
+def demand_speed_target(config: ExportConfig) -> None:
+    """Refuse a run without the build whose speed is measured.
+
+    Raises:
+        UsageError: it is not among the targets.
+    """
+    if SPEED_TARGET not in config.targets:
+        raise UsageError(
+            f"export.targets lacks {SPEED_TARGET}, the build whose speed is measured",
+            details=[f"got {', '.join(config.targets) or 'none'}"],
+        )
 
 
 def speed(

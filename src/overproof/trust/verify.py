@@ -121,8 +121,8 @@ def verify(
     6. Check that policy verdicts cover every teacher and licence met on the way, and parity
        receipts every build.
 
-    Nothing is fetched and nothing is run. Without a pinned signer, step 2 uses the key that the
-    release itself names, which shows that it is of one piece, not whose it is.
+    Nothing is fetched or run. Without a pinned signer, step 2 uses the key that the release
+    itself names, which shows that it is of one piece, not whose it is.
 
     Args:
         done: called after each step that passed.
@@ -144,18 +144,14 @@ def verify(
         proofs = read_proofs(folder)
     passed(1, len(proofs.signed), f"{len(folder.files)} files in the release")
     # 2.
-    key = signer or _named_signer(proofs)
-    for item in proofs.signed:
-        with step(2, item.file):
-            item.bundle.verify(key)
-    known = "pinned" if signer else "named by the release itself, not pinned"
-    passed(2, len(proofs.signed), f"one key, {known}: {key.hint}")
+    key = _check_signatures(proofs, signer)
+    passed(2, len(proofs.signed), _signer_detail(key, signer))
     # 3.
     checkpoint = _check_log(folder, proofs)
     passed(3, len(proofs.signed), f"log {shown(checkpoint.origin)}, size {checkpoint.size}")
     # 4.
-    total = _check_files(folder, proofs)
-    passed(4, proofs.release.files, f"{total / MEGABYTE:,.1f} MB hashed")
+    megabytes = _check_files(folder, proofs) / MEGABYTE
+    passed(4, proofs.release.files, f"{megabytes:,.1f} MB hashed")
     # 5.
     with step(5):
         chain = walk(proofs)
@@ -172,6 +168,15 @@ def verify(
         steps=tuple(steps),
         claims=claims(proofs, chain, coverage, pinned=signer is not None),
     )
+
+
+def _check_signatures(proofs: Proofs, signer: PublicKey | None) -> PublicKey:
+    """Step 2. Returns the key that signed."""
+    key = signer or _named_signer(proofs)
+    for item in proofs.signed:
+        with step(2, item.file):
+            item.bundle.verify(key)
+    return key
 
 
 def _named_signer(proofs: Proofs) -> PublicKey:
@@ -268,6 +273,11 @@ def _check_files(folder: Folder, proofs: Proofs) -> int:
             hint="fetch the files again, or check that proof/ belongs to this release",
         )
     return total
+
+
+def _signer_detail(key: PublicKey, pinned: PublicKey | None) -> str:
+    known = "pinned" if pinned else "named by the release itself, not pinned"
+    return f"one key, {known}: {key.hint}"
 
 
 def _chain_detail(chain: Chain) -> str:

@@ -19,8 +19,10 @@ from overproof.core.artifact import Artifact
 from overproof.core.config import ExportConfig
 from overproof.core.errors import StageError, UsageError
 from overproof.release import export as module
-from overproof.release.engine import DEFAULT_CONTEXT
-from overproof.release.export import RECEIPT, Sample, choose, compare, export
+from overproof.release import parity
+from overproof.release.engine import DEFAULT_CONTEXT, Engine
+from overproof.release.export import RECEIPT, TOKENIZER, export
+from overproof.release.parity import Sample, choose, compare, read_tokenizer
 from overproof.release.targets import TARGETS, find, gguf
 from overproof.trust.predicates import ParityReceipt
 
@@ -81,7 +83,7 @@ def test_equal_models_give_equal_bytes(
 
 
 def test_ids_are_taken_as_well_as_text(tiny_student: Artifact, exported: Artifact) -> None:
-    tokenizer = module._tokenizer(tiny_student.path)
+    tokenizer = read_tokenizer(tiny_student.path / TOKENIZER)
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     again = export(tiny_student, LOOSE, ids, store=exported.path.parent)
     assert again.manifest == exported.manifest  # kept from the earlier run
@@ -200,8 +202,8 @@ def test_single_digits_are_named_as_llama_cpp_names_them(copied: Path) -> None:
     tiny_model.edit_json(copied / "tokenizer.json", pre_tokenizer=steps)
     path = copied / "model.gguf"
     gguf.F16.write(copied, path)
-    tokenizer = module._tokenizer(copied)
-    with module.Engine(path) as engine:
+    tokenizer = read_tokenizer(copied / TOKENIZER)
+    with Engine(path) as engine:
         for text in ("a  12 3", "½  2²", "x\n\n  7"):
             tokens = tokenizer.encode(text, add_special_tokens=False).ids
             assert engine.first_difference(text, tokens) is None
@@ -252,8 +254,8 @@ def test_chosen_positions_are_within_their_texts(found: list[list[int]]) -> None
             choose(found)
         return
     samples = choose(found)
-    assert 0 < len(samples) <= module.MAX_TEXTS
-    assert sum(len(sample.positions) for sample in samples) <= module.MAX_POSITIONS
+    assert 0 < len(samples) <= parity.MAX_TEXTS
+    assert sum(len(sample.positions) for sample in samples) <= parity.MAX_POSITIONS
     for sample in samples:
         assert list(sample.tokens) in found
         assert sample.positions == tuple(sorted(set(sample.positions)))
@@ -264,12 +266,12 @@ def test_chosen_positions_are_within_their_texts(found: list[list[int]]) -> None
 def test_a_text_as_long_as_the_context_fits_with_its_ends(
     tiny_student: Artifact, builds: dict[str, Path]
 ) -> None:
-    tokenizer = module._tokenizer(tiny_student.path)
+    tokenizer = read_tokenizer(tiny_student.path / TOKENIZER)
     ids = tokenizer.encode("".join(TEXTS) * 40, add_special_tokens=False).ids
     assert len(ids) > DEFAULT_CONTEXT
     (sample,) = choose([ids])
-    with module.Engine(builds["gguf-f16"]) as engine:
-        module._check_cut(engine, tokenizer, sample)
+    with Engine(builds["gguf-f16"]) as engine:
+        parity.check_cut(engine, tokenizer, sample)
 
 
 def test_the_common_beginning_is_left_out() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from overproof.core.errors import StageError
+from overproof.teacher.tokens import steps
 
 Json = dict[str, Any]
 
@@ -86,9 +87,9 @@ def cut_of(state: Json) -> str:
         flags = [name for name in ("single_word", "lstrip", "rstrip") if row.get(name)]
         if flags:
             raise _unfit(f"token {row['content']!r} with {flags[0]}", "plain added tokens")
-    steps = _steps(state["pre_tokenizer"])
+    found = steps(state["pre_tokenizer"])
     for name, wanted in CUTS:
-        if _matches(steps, wanted):
+        if _matches(found, wanted):
             if bool(state["model"].get("ignore_merges")) != (name in IGNORES_MERGES):
                 break
             return name
@@ -106,16 +107,10 @@ def _unfit(got: str, wanted: str) -> StageError:
     )
 
 
-def _steps(pre: Json | None) -> list[Json]:
-    if pre is None:
-        return []
-    return list(pre["pretokenizers"]) if pre["type"] == "Sequence" else [pre]
-
-
-def _matches(steps: list[Json], wanted: list[list[Any]]) -> bool:
-    return len(steps) == len(wanted) and all(
+def _matches(found: list[Json], wanted: list[list[Any]]) -> bool:
+    return len(found) == len(wanted) and all(
         step["type"] == kind and all(step.get(key) == value for key, value in fields.items())
-        for step, (kind, fields) in zip(steps, wanted, strict=True)
+        for step, (kind, fields) in zip(found, wanted, strict=True)
     )
 
 
