@@ -25,21 +25,26 @@ from overproof.core.console import meter  # noqa: E402
 from overproof.core.host import machine  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import shared_prefix  # noqa: E402
+from overproof.teacher.distribution import Kept  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
 from overproof.teacher.sample import Drawing, Request, draw_all  # noqa: E402
 
 SYSTEM = "You are a customer support assistant. Answer in two or three short sentences."
 LENGTH = 80
-SIGNALS = 128  # most likely tokens kept a position, as in the recipe `support`
+SIGNALS = Kept(96, 32)  # as in the recipe `support`
 
 
 def ours(
-    teacher: local.Teacher, prompts: list[list[int]], batch: int, seed: int, signals: int = 0
+    teacher: local.Teacher,
+    prompts: list[list[int]],
+    batch: int,
+    seed: int,
+    signals: Kept | None = None,
 ) -> float:
-    """Tokens a second, worker start-up included; `signals` likely tokens kept a position."""
+    """Tokens a second, worker start-up included; `signals`: what is kept of a position."""
     prefix = shared_prefix(prompts)
     requests = [
-        Request.make(str(index), ids[len(prefix) :], seed, signals=signals > 0)
+        Request.make(str(index), ids[len(prefix) :], seed, signals=signals is not None)
         for index, ids in enumerate(prompts)
     ]
     drawing = Drawing(0.7, 1.0, 64, LENGTH, batch, teacher.stop_ids, signals)

@@ -22,6 +22,7 @@ from overproof.policy import obligations
 from overproof.release.quality import demand_speed_target
 from overproof.student import shape
 from overproof.teacher import local
+from overproof.teacher.distribution import Kept
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
 # the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
@@ -39,7 +40,6 @@ PROMPT_TOKENS = 24
 FIXED_SECONDS = 150.0  # certify, shape, export, speed, proof
 PROCESS_BYTES = 800e6  # libraries and temporaries of the run and of each worker
 BYTES_PER_TOKEN = 70  # of all training examples, in the run and in each training worker
-BYTES_PER_SIGNAL = 6  # id and log-probability
 
 
 def plan(recipe: Recipe, path: Path) -> Json:
@@ -60,7 +60,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
     seconds = _seconds(recipe, teacher, student)
     trainers = min(device.cores(), recipe.train.sequences)
     example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
-    signal_bytes = examples * answer * recipe.signals.top_k * BYTES_PER_SIGNAL
+    signal_bytes = examples * answer * Kept.of(recipe.signals).bytes
     return {
         "recipe": recipe.name,
         "data": {

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from overproof.student import losses
 from overproof.student.losses import bucket_kl, chunked_bucket_kl, one_hot
+from overproof.teacher.distribution import draw
 
 SEEDS = st.integers(0, 2**31 - 1)
 SCALES = st.sampled_from([0.0, 0.1, 1.0, 8.0, 60.0])
@@ -88,6 +89,24 @@ def test_a_sum_over_one_by_rounding_leaves_no_tail() -> None:
     torch.testing.assert_close(more_grad, grad, rtol=0, atol=1e-12)
 
 
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.sampled_from([0.1, 1.0, 3.0]), st.integers(3, 80), st.integers(1, 9), st.data())
+def test_drawn_tokens_give_the_gradient_of_the_whole_divergence_in_the_mean(
+    seed: int, scale: float, tokens: int, count: int, data: st.DataObject
+) -> None:
+    """Over evenly spread offsets; the value is that of the classes, whatever is drawn."""
+    kept = data.draw(st.integers(1, tokens - 1))
+    logits, teacher, ids, probs = case(seed, scale, 1, tokens, kept)
+    p, q = teacher.softmax(-1), logits.softmax(-1)
+    offsets = (torch.arange(1000) + 0.5) / 1000
+    tail = p.scatter(-1, ids, 0.0).float().expand(1000, -1)
+    many = [tensor.expand(1000, -1) for tensor in (logits, ids, probs)]
+    loss, grad = bucket_kl(*many, draw(tail, offsets, count))
+    torch.testing.assert_close(loss, bucket_kl(*many)[0])
+    torch.testing.assert_close(grad.sum(-1), torch.zeros(1000).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(grad.mean(0), (q - p)[0], rtol=0, atol=2e-3)
+
+
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.integers(2, 30))
 def test_a_distribution_on_one_token_is_cross_entropy(seed: int, tokens: int) -> None:
@@ -124,6 +143,7 @@ def test_chunks_and_micro_batches_change_nothing(
     hidden = torch.randn(positions, 6, dtype=torch.float64, generator=make)
     head = torch.randn(11, 6, dtype=torch.float64, generator=make)
     _, _, ids, probs = case(seed, 2.0, positions, 11, 3)
+    drawn = torch.randint(11, (positions, 4), generator=make)
     weight = torch.rand(positions, dtype=torch.float64, generator=make)
     weight /= weight.sum()
 
@@ -134,8 +154,9 @@ def test_chunks_and_micro_batches_change_nothing(
             total = torch.zeros((), dtype=torch.float64)
             for part in parts:
                 loss = chunked_bucket_kl(
-                    mine[part], own, ids[part], probs[part], weight[part], compute=torch.float64
-                )
+                    mine[part], own, ids[part], probs[part], weight[part], drawn[part],
+                    compute=torch.float64,
+                )  # fmt: skip
                 loss.backward()
                 total += loss.detach()
         finally:

@@ -69,10 +69,16 @@ class SignalConfig(Section):
     top_k: Positive = Field(
         32, description="log-probabilities kept a position; the rest is the tail"
     )
+    tail_draws: int = Field(
+        32,
+        ge=0,
+        description="tokens drawn from the tail a position, which stand for all of it; 0: training "
+        "knows the tail's mass alone",
+    )
     while_sampling: bool = Field(
         True,
         description="kept while the answers are drawn; false: by a pass of its own over them, and "
-        "another top_k draws no answer anew",
+        "another top_k or tail_draws draws no answer anew",
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from overproof.teacher.example import Example
 
 PROJECT_ROWS = 4096  # rows scattered over the student's vocabulary at a time
 NO_TARGET = -1
+SMALL = 4096  # bytes of an array that is not worth a mapping
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class TrainSet:
         prefix: tokens of the shared prefix.
         lengths: tokens of each example.
         tokens_N: all examples' tokens, one after another.
-        ids_NK, probs_NK: the target distribution at each position (see `bucket_kl`).
+        ids_NK, probs_NK, drawn_NR: the target distribution at each position (see `bucket_kl`).
         weight_N: 1 where there is a target, else 0.
     """
 
@@ -77,14 +78,13 @@ class TrainSet:
     tokens_N: NDArray[np.int64]
     ids_NK: NDArray[np.int32]
     probs_NK: NDArray[np.float32]
+    drawn_NR: NDArray[np.int32]
     weight_N: NDArray[np.float32]
 
     @classmethod
     def map(cls, folder: Path) -> TrainSet:
         """Map the arrays that `build_train_set` wrote, one `.npy` file each, without reading."""
-        return cls(
-            **{name: np.load(_file(folder, name), mmap_mode="r") for name in cls.__annotations__}
-        )
+        return cls(**{name: _mapped(_file(folder, name)) for name in cls.__annotations__})
 
     @property
     def examples(self) -> list[list[int]]:
@@ -96,25 +96,31 @@ class TrainSet:
         ]
 
 
-def project(
-    signals: Signals, vocabulary: Vocabulary, top_k: int
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+class Targets(NamedTuple):
+    """Target distributions at some positions, as `TrainSet` holds them."""
+
+    ids_mK: NDArray[np.int32]
+    probs_mK: NDArray[np.float32]
+    drawn_mR: NDArray[np.int32]
+
+
+def project(signals: Signals, vocabulary: Vocabulary, top_k: int) -> Iterator[Targets]:
     """The teacher's distributions over the student's tokens, some positions at a time.
 
     The mass of a token that the student lacks goes to the first piece of its spelling.
 
     Yields:
-        ids and probabilities, (m, K) each, most likely first. K is `top_k`, or the student's
-        vocabulary where that is smaller.
+        targets, most likely first. K is `top_k`, or the student's vocabulary where that is smaller.
     """
     student_ids = torch.from_numpy(vocabulary.student_ids_U)
     top_k = min(top_k, vocabulary.size)
-    parts = (signals.ids_NK.split(PROJECT_ROWS), signals.log_probs_NK.split(PROJECT_ROWS))
-    for ids_mK, log_probs_mK in zip(*parts, strict=True):
-        mass_mV = torch.zeros(len(ids_mK), vocabulary.size)
-        mass_mV.scatter_add_(1, student_ids[ids_mK.long()], log_probs_mK.float().exp())
+    for start in range(0, len(signals.tail_N), PROJECT_ROWS):
+        part = signals.rows(slice(start, start + PROJECT_ROWS))
+        mass_mV = torch.zeros(len(part.tail_N), vocabulary.size)
+        mass_mV.scatter_add_(1, student_ids[part.ids_NK.long()], part.log_probs_NK.float().exp())
         probs_mK, best_mK = mass_mV.topk(top_k, dim=-1)
-        yield best_mK.int().numpy(), probs_mK.numpy()
+        drawn_mR = student_ids[part.drawn_NR.long()]
+        yield Targets(best_mK.int().numpy(), probs_mK.numpy(), drawn_mR.int().numpy())
 
 
 def build_train_set(
@@ -165,6 +171,7 @@ def _write(
     shards = iter(signals or ())
     first = next(shards, None)
     top_k = 1 if first is None else min(first.ids_NK.shape[1], vocabulary.size)
+    draws = 0 if first is None else first.drawn_NR.shape[1]
     whole = shards if first is None else chain([first], shards)
     chunks = (chunk for shard in whole for chunk in project(shard, vocabulary, top_k))
     at = np.flatnonzero(drawn) if signals is not None else np.zeros(0, np.int64)
@@ -172,47 +179,51 @@ def _write(
     with (
         _open(folder, "ids_NK", np.int32, (len(tokens), top_k)) as to_ids,
         _open(folder, "probs_NK", np.float32, (len(tokens), top_k)) as to_probs,
+        _open(folder, "drawn_NR", np.int32, (len(tokens), draws)) as to_drawn,
     ):
-        for ids_mK, probs_mK in _blocks(tokens, at, chunks, top_k):
-            to_ids.write(ids_mK.tobytes())
-            to_probs.write(probs_mK.tobytes())
+        for block in _blocks(tokens, at, chunks, top_k, draws):
+            for stream, array in zip((to_ids, to_probs, to_drawn), block, strict=True):
+                stream.write(array.tobytes())
 
 
 def _blocks(
     tokens_N: NDArray[np.int64],
-    drawn: NDArray[np.int64],
-    chunks: Iterable[tuple[NDArray[np.int32], NDArray[np.float32]]],
+    places: NDArray[np.int64],
+    chunks: Iterable[Targets],
     top_k: int,
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-    """Targets of all positions, in order; `chunks` are those of the positions `drawn`.
+    draws: int,
+) -> Iterator[Targets]:
+    """Targets of all positions, in order; `chunks` are those of the positions `places`.
 
     The target of the others is the next token itself: for the control arm, and inside spellings.
 
     Raises:
-        StageError: there are more or fewer targets in `chunks` than places in `drawn`.
+        StageError: there are more or fewer targets in `chunks` than places.
     """
     following_N = np.roll(tokens_N, -1)
 
-    def block(start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        ids = np.repeat(following_N[start:stop].astype(np.int32)[:, None], top_k, axis=1)
-        probs = np.zeros(ids.shape, np.float32)
+    def block(start: int, stop: int) -> Targets:
+        following = following_N[start:stop].astype(np.int32)[:, None]
+        probs = np.zeros((stop - start, top_k), np.float32)
         probs[:, 0] = 1.0
-        return ids, probs
+        # With nothing left for a tail, what is drawn from it counts for nothing.
+        return Targets(following.repeat(top_k, axis=1), probs, following.repeat(draws, axis=1))
 
     start = done = 0
-    for own_ids, own_probs in chunks:
-        at = drawn[done : done + len(own_ids)]
-        done += len(own_ids)
-        if done > len(drawn):
+    for own in chunks:
+        at = places[done : done + len(own.ids_mK)]
+        done += len(own.ids_mK)
+        if done > len(places):
             break
-        ids, probs = block(start, at[-1] + 1)
-        ids[at - start], probs[at - start] = own_ids, own_probs
-        yield ids, probs
+        found = block(start, at[-1] + 1)
+        for all_of_them, some in zip(found, own, strict=True):
+            all_of_them[at - start] = some
+        yield found
         start = at[-1] + 1
-    if done != len(drawn):
+    if done != len(places):
         raise StageError(
             "the signals are not those of these answers",
-            details=[f"got {done:,} positions or more, wanted {len(drawn):,}"],
+            details=[f"got {done:,} positions or more, wanted {len(places):,}"],
             hint="remove the folder of the run's stages, and run the same command again",
         )
     yield block(start, len(tokens_N))
@@ -220,6 +231,12 @@ def _blocks(
 
 def _file(folder: Path, array: str) -> Path:
     return folder / f"{array}.npy"
+
+
+def _mapped(file: Path) -> NDArray[Any]:
+    """A small array is read: one without a value cannot be mapped."""
+    array: NDArray[Any] = np.load(file, mmap_mode="r" if file.stat().st_size > SMALL else None)
+    return array
 
 
 def _open(folder: Path, array: str, dtype: type[np.generic], shape: tuple[int, int]) -> BinaryIO:

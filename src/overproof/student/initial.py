@@ -228,8 +228,12 @@ def _mass(
     size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
     mass = np.zeros(size)
     for shard in signals:
-        probs_NK = shard.log_probs_NK.double().exp().numpy()
-        mass += np.bincount(shard.ids_NK.numpy().ravel(), probs_NK.ravel(), size)
+        probs_NK = shard.log_probs_NK.double().exp()
+        shares_NR = (shard.tail_N.double().exp()[:, None] / max(1, shard.drawn_NR.shape[1])).expand(
+            shard.drawn_NR.shape
+        )
+        for ids, probs in ((shard.ids_NK, probs_NK), (shard.drawn_NR, shares_NR)):
+            mass += np.bincount(ids.numpy().ravel(), probs.numpy().ravel(), size)
     text = np.fromiter((token for one in examples for token in one.tokens), np.int64)
     mass += TEXT_WEIGHT * np.bincount(text, minlength=size)
     mass[list(prefix)] += len(examples)  # every conversation begins with them

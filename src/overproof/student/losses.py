@@ -1,7 +1,7 @@
 """Divergences between teacher and student, in a form that never holds (tokens, vocabulary).
 
 Shape suffixes: N positions, C positions of one chunk, D model width, V student vocabulary,
-K kept teacher tokens a position.
+K kept teacher tokens a position, R tokens drawn from the teacher's tail.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ CHUNK_POSITIONS = 512  # of one matrix product; its logits are held in the type 
 CACHE_BYTES = 1 << 20  # of fp32 logits worked on at a time: seven passes, all in the L2 cache
 
 
-def bucket_kl(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor) -> tuple[Tensor, Tensor]:
+def bucket_kl(
+    logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor, drawn_CR: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Forward KL on K + 1 classes: the kept tokens, and one bucket for all others.
 
     The tail bucket makes the truncated sum a KL divergence again: without it the sum can be
@@ -23,20 +25,32 @@ def bucket_kl(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor) -> tuple[Tens
     Each class adds p log(p/q) - p + q, which is never negative; the p and q sum to one, so the
     added terms cancel over the classes. With K = V the bucket is empty and this is the dense KL.
 
+    With tokens drawn from the tail the gradient is that of the KL over the whole vocabulary, in
+    the mean over the draws (docs/adr/0014); the value stays that of the K + 1 classes.
+
     Args:
         logits_CV: the student's logits, fp32 or fp64.
         ids_CK: kept token ids. Those with a probability above 0 are distinct within a row;
             entries of probability 0 are filler and belong to the bucket.
         probs_CK: the teacher's probabilities of them; what is missing to 1 is the tail.
+        drawn_CR: tokens drawn from the teacher's tail by their probability; each stands for an
+            equal share of it. None, or R = 0: the student's tail is scaled as a whole.
 
     Returns:
         the divergence of each position in nats, shape (C,), and its gradient by logits_CV.
     """
     grad_CV = logits_CV.clone()
-    return _bucket_kl_(grad_CV, ids_CK, probs_CK, logits_CV.new_ones(len(logits_CV))), grad_CV
+    one_C = logits_CV.new_ones(len(logits_CV))
+    return _bucket_kl_(grad_CV, ids_CK, probs_CK, one_C, drawn_CR), grad_CV
 
 
-def _bucket_kl_(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor, weight_C: Tensor) -> Tensor:
+def _bucket_kl_(
+    logits_CV: Tensor,
+    ids_CK: Tensor,
+    probs_CK: Tensor,
+    weight_C: Tensor,
+    drawn_CR: Tensor | None,
+) -> Tensor:
     """`bucket_kl` in place: the logits become their gradient, times the position's weight.
 
     Five passes over (C, V), nothing of that size made (docs/log.md has the measurement).
@@ -55,8 +69,14 @@ def _bucket_kl_(logits_CV: Tensor, ids_CK: Tensor, probs_CK: Tensor, weight_C: T
     log_q_CK = own_CK - sum_C.log().unsqueeze(-1)
     loss_C = torch.where(kept_CK, _class_term(probs_CK, log_q_CK), 0.0).sum(-1)
     loss_C = loss_C + _class_term(tail_p_C, tail_q_C.log())
-    # d/dz: q minus p on the kept tokens; on the others q minus their share of the tail's p.
-    exp_CV.mul_(((1.0 - tail_p_C / tail_q_C) / sum_C * weight_C).unsqueeze(-1))
+    # d/dz: q minus p on the kept tokens; on the others q minus their share of the tail's p, which
+    # is a drawn token's where there are any, and else in proportion to q.
+    if drawn_CR is None or drawn_CR.shape[-1] == 0:
+        exp_CV.mul_(((1.0 - tail_p_C / tail_q_C) / sum_C * weight_C).unsqueeze(-1))
+    else:
+        exp_CV.mul_((weight_C / sum_C).unsqueeze(-1))
+        share_C = tail_p_C * weight_C / drawn_CR.shape[-1]
+        exp_CV.scatter_add_(-1, drawn_CR, -share_C.unsqueeze(-1).expand_as(drawn_CR))
     own_grad_CK = (exp_CK / sum_C.unsqueeze(-1) - probs_CK) * weight_C.unsqueeze(-1)
     exp_CV.scatter_add_(-1, ids_CK, own_grad_CK)
     return loss_C
@@ -83,6 +103,7 @@ class _ChunkedBucketKl(torch.autograd.Function):
         ids_NK: Tensor,
         probs_NK: Tensor,
         weight_N: Tensor,
+        drawn_NR: Tensor,
         compute: torch.dtype,
     ) -> Tensor:
         head = head_VD.to(compute)
@@ -100,11 +121,12 @@ class _ChunkedBucketKl(torch.autograd.Function):
                 ids_NK[part].split(few),
                 probs_NK[part].to(precise).split(few),
                 weight_N[part].to(precise).split(few),
+                drawn_NR[part].split(few),
                 strict=True,
             )
-            for logits, ids, probs, weight in rows:
+            for logits, ids, probs, weight, drawn in rows:
                 exact_CV = logits.to(precise)
-                total += (_bucket_kl_(exact_CV, ids, probs, weight) * weight).sum().double()
+                total += (_bucket_kl_(exact_CV, ids, probs, weight, drawn) * weight).sum().double()
                 logits.copy_(exact_CV)
             grad_hidden_ND[part] = (logits_CV @ head).to(hidden_ND.dtype)
             grad_head_VD.addmm_(logits_CV.T.to(head_VD.dtype), hidden_CD.to(head_VD.dtype))
@@ -124,6 +146,7 @@ class _ChunkedBucketKl(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -133,6 +156,7 @@ def chunked_bucket_kl(
     ids_NK: Tensor,
     probs_NK: Tensor,
     weight_N: Tensor,
+    drawn_NR: Tensor | None = None,
     *,
     compute: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -141,7 +165,8 @@ def chunked_bucket_kl(
     Args:
         hidden_ND: the student's last hidden states at the positions.
         head_VD: the output embedding.
-        ids_NK, probs_NK: the teacher's kept tokens and probabilities, see `bucket_kl`.
+        ids_NK, probs_NK, drawn_NR: the teacher's kept tokens and probabilities, and those drawn
+            from its tail, see `bucket_kl`.
         weight_N: weight of each position; give 1/positions-of-the-step for a mean that does
             not depend on how the step is split into micro-batches.
         compute: type of the matrix products; bf16 where the CPU has the instructions.
@@ -149,7 +174,10 @@ def chunked_bucket_kl(
     Returns:
         a scalar, nats per token if the weights sum to one.
     """
-    result: Tensor = _ChunkedBucketKl.apply(hidden_ND, head_VD, ids_NK, probs_NK, weight_N, compute)
+    drawn_NR = ids_NK[:, :0] if drawn_NR is None else drawn_NR
+    result: Tensor = _ChunkedBucketKl.apply(
+        hidden_ND, head_VD, ids_NK, probs_NK, weight_N, drawn_NR, compute
+    )
     return result
 
 

@@ -89,6 +89,7 @@ class Worker:
             torch.from_numpy(self.data.ids_NK[source]).long(),
             torch.from_numpy(self.data.probs_NK[source]),
             torch.from_numpy(weight) / total,
+            torch.from_numpy(self.data.drawn_NR[source]).long(),
             compute=self.model.dtype,
         )
         loss.backward()

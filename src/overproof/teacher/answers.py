@@ -17,7 +17,13 @@ from overproof.core.config import Recipe
 from overproof.core.console import meter
 from overproof.core.errors import UsageError
 from overproof.data import dataset
-from overproof.teacher.distribution import SHARD_EXAMPLES, Signals, shard_file, write_shard
+from overproof.teacher.distribution import (
+    SHARD_EXAMPLES,
+    Kept,
+    Signals,
+    shard_file,
+    write_shard,
+)
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
 from overproof.teacher.local import Teacher
@@ -67,7 +73,7 @@ def sample(
         StageError: a worker died.
     """
 
-    kept = recipe.signals.top_k if recipe.signals.while_sampling else 0
+    kept = Kept.of(recipe.signals) if recipe.signals.while_sampling else None
 
     def make(work: Work) -> Json:
         # 1.
@@ -84,13 +90,13 @@ def sample(
             draw_all(teacher.half, asked.prefix, every, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
             # 3.
-            return _write_all(work.folder, asked, journal, signals=kept > 0)
+            return _write_all(work.folder, asked, journal, kept)
 
     config = {
         "sample": recipe.sample.model_dump(),
         "system": recipe.teacher.system,
         "seed": recipe.seed,
-        "signals": kept,
+        "signals": kept and kept._asdict(),
     }
     inputs: dict[str, Input] = {
         "teacher": resource,
@@ -140,12 +146,12 @@ def _ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) -
     return _Asked(prefix, requests, dict(prompts[HELDOUT]))
 
 
-def _write_all(folder: Path, asked: _Asked, journal: Journal, *, signals: bool) -> Json:
+def _write_all(folder: Path, asked: _Asked, journal: Journal, kept: Kept | None) -> Json:
     """Write what was asked and said; returns the stage's facts."""
     said = {name: _unique(split, journal) for name, split in asked.requests.items()}
     tokens = {name: _write(folder / name, rows) for name, rows in said.items()}
-    if signals:
-        _write_signals(folder, said[TRAIN], journal)
+    if kept:
+        _write_signals(folder, said[TRAIN], journal, kept)
     (folder / PREFIX).write_text(json.dumps(list(asked.prefix)), encoding="utf-8")
     (folder / TEXTS).write_text(json.dumps(asked.texts), encoding="utf-8")
     return {
@@ -182,11 +188,11 @@ def _write(path: Path, said: Sequence[_Said]) -> int:
     return sum(len(tokens) for _, tokens in said)
 
 
-def _write_signals(folder: Path, said: Sequence[_Said], journal: Journal) -> None:
+def _write_signals(folder: Path, said: Sequence[_Said], journal: Journal, kept: Kept) -> None:
     """Write the signals that were kept beside the answers, in the same order."""
     for number, start in enumerate(range(0, len(said), SHARD_EXAMPLES)):
         parts = [
-            Signals.from_bytes(journal.signals(request.key), len(tokens))
+            Signals.from_bytes(journal.signals(request.key), len(tokens), kept.drawn)
             for request, tokens in said[start : start + SHARD_EXAMPLES]
         ]
         write_shard(shard_file(folder, number), Signals.joined(parts))

@@ -1,8 +1,11 @@
 """What is kept of the teacher's distribution at a position: its most likely tokens, and a tail.
 
 Without the tail, the mass of all other tokens, a truncated divergence is none: it can be negative.
+How the mass lies among them is kept by sampling: a few of them are drawn in proportion to their
+probability and stand for all, so that gradients are right in the mean (Random Sampling KD,
+arXiv 2503.16870, which draws the likely tokens too).
 
-Shape suffixes: N positions, R some of them, K kept tokens, V vocabulary.
+Shape suffixes: N positions, P some of them, K most likely tokens, R drawn ones, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,11 +17,37 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from overproof.core.config import SignalConfig
+
 ROWS = 16  # positions in fp32 at a time: 3 MB stay near the cache
+BLOCK = 64  # tokens whose mass is summed first: a draw looks into one block only
 SHARD_EXAMPLES = 128  # examples a shard of a cache
+ARRAYS = ("ids", "log_probs", "tail", "drawn")  # of a shard's file, in the order of the fields
+
+
+class Kept(NamedTuple):
+    """How much is kept of a position.
+
+    Attributes:
+        top: most likely tokens. drawn: tokens drawn from all others.
+    """
+
+    top: int
+    drawn: int = 0
+
+    @staticmethod
+    def of(config: SignalConfig) -> Kept:
+        """As the recipe says."""
+        return Kept(config.top_k, config.tail_draws)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one position: ids and fp16 log-probabilities, the tail's mass, drawn ids."""
+        return 6 * self.top + 4 + 4 * self.drawn
 
 
 @dataclass(frozen=True)
@@ -29,55 +58,64 @@ class Signals:
         ids_NK: the most likely tokens, most likely first; int32.
         log_probs_NK: their log-probabilities, nats, fp16.
         tail_N: log of the mass of all other tokens, nats, fp32.
+        drawn_NR: of these, some drawn by their probability; int32. Each stands for an equal share
+            of the tail; one that was drawn twice stands here twice.
     """
 
     ids_NK: Tensor
     log_probs_NK: Tensor
     tail_N: Tensor
+    drawn_NR: Tensor
+
+    @staticmethod
+    def empty(positions: int, kept: Kept) -> Signals:
+        """Room for so many positions."""
+        return Signals(
+            torch.zeros(positions, kept.top, dtype=torch.int32),
+            torch.zeros(positions, kept.top, dtype=torch.float16),
+            torch.zeros(positions),
+            torch.zeros(positions, kept.drawn, dtype=torch.int32),
+        )
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of the fields."""
+        return self.ids_NK, self.log_probs_NK, self.tail_N, self.drawn_NR
 
     def rows(self, which: slice | Tensor) -> Signals:
         """Some of the positions."""
-        return Signals(self.ids_NK[which], self.log_probs_NK[which], self.tail_N[which])
+        return Signals(*(array[which] for array in self.arrays))
 
     def put(self, which: Tensor, other: Signals) -> None:
         """Write those of some positions."""
-        self.ids_NK[which] = other.ids_NK
-        self.log_probs_NK[which] = other.log_probs_NK
-        self.tail_N[which] = other.tail_N
+        for mine, theirs in zip(self.arrays, other.arrays, strict=True):
+            mine[which] = theirs
 
     @staticmethod
     def joined(parts: Sequence[Signals]) -> Signals:
         """The positions of all parts, one after another."""
-        return Signals(
-            torch.cat([part.ids_NK for part in parts]),
-            torch.cat([part.log_probs_NK for part in parts]),
-            torch.cat([part.tail_N for part in parts]),
-        )
+        return Signals(*map(torch.cat, zip(*(part.arrays for part in parts), strict=True)))
 
     def to_bytes(self) -> bytes:
-        """The three arrays, one after another, in the machine's own byte order."""
-        arrays = (self.ids_NK, self.log_probs_NK, self.tail_N)
-        return b"".join(array.contiguous().numpy().tobytes() for array in arrays)
+        """The arrays, one after another, in the machine's own byte order."""
+        return b"".join(array.contiguous().numpy().tobytes() for array in self.arrays)
 
     @staticmethod
-    def from_bytes(data: bytes, positions: int) -> Signals:
+    def from_bytes(data: bytes, positions: int, drawn: int) -> Signals:
         """What `to_bytes` gave for so many positions, one at least.
 
         Raises:
-            ValueError: the length is not that of so many positions.
+            ValueError: the length is not that of so many positions with so many drawn tokens.
         """
-        kept, rest = divmod(len(data) // positions - 4, 6)  # 4 + 2 bytes a token, 4 for the tail
-        if rest or len(data) != positions * (6 * kept + 4):
+        top, rest = divmod(len(data) // positions - Kept(0, drawn).bytes, Kept(1).bytes - 4)
+        if rest or top < 0 or len(data) != positions * Kept(top, drawn).bytes:
             raise ValueError(f"{len(data)} bytes are no signals of {positions} positions")
-        count = positions * kept
-        ids = np.frombuffer(data, np.int32, count)
-        log_probs = np.frombuffer(data, np.float16, count, 4 * count)
-        tail = np.frombuffer(data, np.float32, positions, 6 * count)
-        return Signals(
-            torch.from_numpy(ids.reshape(positions, kept).copy()),
-            torch.from_numpy(log_probs.reshape(positions, kept).copy()),
-            torch.from_numpy(tail.copy()),
-        )
+        found, at = Signals.empty(positions, Kept(top, drawn)), 0
+        for array in found.arrays:
+            values = array.numpy()
+            values[:] = np.frombuffer(data, values.dtype, values.size, at).reshape(values.shape)
+            at += values.nbytes
+        return found
 
 
 class Top(NamedTuple):
@@ -85,21 +123,30 @@ class Top(NamedTuple):
 
     Attributes:
         where: which positions.
-        logits_RK: largest first; `ids_RK`: whose they are.
-        normaliser_R: log of the sum of the exponentials of all logits.
+        logits_PK: largest first; `ids_PK`: whose they are.
+        exp_PV: exponentials of all logits, less the largest.
+        normaliser_P: log of the sum of the exponentials of all logits.
     """
 
     where: slice
-    logits_RK: Tensor
-    ids_RK: Tensor
-    normaliser_R: Tensor
+    logits_PK: Tensor
+    ids_PK: Tensor
+    exp_PV: Tensor
+    normaliser_P: Tensor
 
-    def signals(self, count: int) -> Signals:
-        """What is kept of these positions: the `count` most likely tokens."""
-        log_probs_RK = (self.logits_RK[:, :count] - self.normaliser_R[:, None]).half()
+    def signals(self, kept: Kept, offset_P: Tensor) -> Signals:
+        """What is kept of these positions. Spends `exp_PV`: the kept tokens' are set to 0.
+
+        Args:
+            offset_P: where the draws begin, a uniform number for each position.
+        """
+        ids_PK = self.ids_PK[:, : kept.top]
+        log_probs_PK = (self.logits_PK[:, : kept.top] - self.normaliser_P[:, None]).half()
         # The tail is what the stored, rounded log-probabilities leave of 1.
-        tail_R = torch.log1p(-log_probs_RK.float().exp().sum(-1).clamp_max(1.0))
-        return Signals(self.ids_RK[:, :count].int(), log_probs_RK, tail_R)
+        tail_P = torch.log1p(-log_probs_PK.float().exp().sum(-1).clamp_max(1.0))
+        mass_PV = self.exp_PV.scatter_(1, ids_PK, 0.0)
+        drawn_PR = draw(mass_PV, offset_P, kept.drawn)
+        return Signals(ids_PK.int(), log_probs_PK, tail_P, drawn_PR.int())
 
 
 def top(logits_NV: Tensor, count: int) -> Iterator[Top]:
@@ -108,7 +155,40 @@ def top(logits_NV: Tensor, count: int) -> Iterator[Top]:
         where = slice(start, start + ROWS)
         exact = logits_NV[where].float()
         values, ids = exact.topk(min(count, exact.shape[-1]), dim=-1)
-        yield Top(where, values, ids, exact.logsumexp(-1))
+        # A copy: where the logits are fp32, `exact` is the caller's own.
+        exp = (exact - values[:, :1]).exp_()
+        yield Top(where, values, ids, exp, exp.sum(-1).log_() + values[:, 0])
+
+
+def draw(mass_PV: Tensor, offset_P: Tensor, count: int) -> Tensor:
+    """Draw tokens in proportion to their mass, by systematic sampling.
+
+    The masses of a position lie end to end, and `count` points at equal distances are laid over
+    them, the first at the offset: a token's expected number is exactly its share of the count, and
+    the actual one differs from it by less than one (Cochran, Sampling Techniques, chapter 8).
+
+    Args:
+        offset_P: uniform numbers in [0, 1).
+
+    Returns:
+        tokens of mass above 0, where there are any, (P, count), in ascending order.
+    """
+    if not count:
+        return torch.zeros(len(mass_PV), 0, dtype=torch.long)
+    missing = -mass_PV.shape[1] % BLOCK
+    blocks_PSB = F.pad(mass_PV, (0, missing)).unflatten(1, (-1, BLOCK))
+    sums_PS = blocks_PSB.sum(-1)
+    ends_PS = sums_PS.cumsum(-1)
+    points_PR = (offset_P.float()[:, None] + torch.arange(count)) / count * ends_PS[:, -1:]
+    block_PR = torch.searchsorted(ends_PS, points_PR, right=True).clamp_max(ends_PS.shape[1] - 1)
+    before_PR = (ends_PS - sums_PS).gather(1, block_PR)
+    inside_PRB = blocks_PSB[torch.arange(len(mass_PV))[:, None], block_PR]
+    passed_PRB = inside_PRB.cumsum(-1) <= (points_PR - before_PR)[..., None]
+    place_PR = passed_PRB.sum(-1).clamp_max(BLOCK - 1)
+    # Rounding can lead to a token beside the one meant, which may have no mass.
+    nothing_PR = inside_PRB.gather(-1, place_PR[..., None])[..., 0] == 0
+    place_PR = torch.where(nothing_PR, inside_PRB.argmax(-1), place_PR)
+    return (block_PR * BLOCK + place_PR).clamp_max(mass_PV.shape[1] - 1)
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -124,12 +204,7 @@ def shard_files(folder: Path) -> list[Path]:
 def write_shard(path: Path, signals: Signals) -> None:
     """Write one shard, whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    arrays = {
-        "ids": signals.ids_NK,
-        "log_probs": signals.log_probs_NK,
-        "tail": signals.tail_N,
-    }
-    save_file(arrays, temporary)
+    save_file(dict(zip(ARRAYS, signals.arrays, strict=True)), temporary)
     temporary.replace(path)
 
 
@@ -145,4 +220,4 @@ class SignalCache(Iterable[Signals]):
     def __iter__(self) -> Iterator[Signals]:
         for path in self._shards:
             shard = load_file(path)
-            yield Signals(shard["ids"], shard["log_probs"], shard["tail"])
+            yield Signals(*(shard[name] for name in ARRAYS))

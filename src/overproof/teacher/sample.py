@@ -24,7 +24,7 @@ from overproof.core.config import SampleConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.digest import sha256_bytes  # noqa: E402
 from overproof.core.workers import sharing, spread  # noqa: E402
-from overproof.teacher.distribution import Signals, Top, top  # noqa: E402
+from overproof.teacher.distribution import Kept, Signals, Top, top  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
@@ -75,7 +75,7 @@ class Drawing:
     """How answers are drawn; what a worker needs besides the model.
 
     Attributes:
-        signals: most likely tokens to keep a position, of the requests that want it; 0: of none.
+        signals: how much to keep of a position, of the requests that want it; None: of none.
     """
 
     temperature: float
@@ -84,10 +84,10 @@ class Drawing:
     max_new_tokens: int
     slots: int
     stop_ids: tuple[int, ...]
-    signals: int = 0
+    signals: Kept | None = None
 
     @staticmethod
-    def of(config: SampleConfig, stop_ids: tuple[int, ...], signals: int = 0) -> Drawing:
+    def of(config: SampleConfig, stop_ids: tuple[int, ...], signals: Kept | None = None) -> Drawing:
         """From the recipe; each worker has the whole batch as slots."""
         return Drawing(
             config.temperature,
@@ -175,15 +175,19 @@ class Sampler:
         self, rows: list[int], logits_LV: Tensor, free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
         """Draw a token for each of `rows`, and let go of the rows that end with it."""
-        for part in top(logits_LV, max(self.drawing.top_k, self.drawing.signals)):
+        kept = self.drawing.signals.top if self.drawing.signals else 0
+        for part in top(logits_LV, max(self.drawing.top_k, kept)):
             yield from self._take(rows[part.where], part, free)
 
     def _take(
         self, rows: list[int], part: Top, free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
-        uniform_R = torch.tensor([self.live[row].next_uniform() for row in rows])
-        tokens = choose(part, uniform_R, self.drawing).tolist()
-        signals = part.signals(self.drawing.signals)
+        uniform_P = torch.tensor([self.live[row].next_uniform() for row in rows])
+        tokens = choose(part, uniform_P, self.drawing).tolist()
+        signals = None
+        if self.drawing.signals:
+            offset_P = torch.tensor([self.live[row].next_offset() for row in rows])
+            signals = part.signals(self.drawing.signals, offset_P)
         for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             live = self.live[row]
             live.add(token, signals, number)
@@ -242,27 +246,27 @@ class Sampler:
         return last
 
 
-def choose(part: Top, uniform_R: Tensor, drawing: Drawing) -> Tensor:
+def choose(part: Top, uniform_P: Tensor, drawing: Drawing) -> Tensor:
     """Draw from the top of the logits by inverting the distribution function.
 
     Args:
         part: the largest logits of each row, at least the drawing's own `top_k`, or all.
-        uniform_R: a uniform number for each row.
+        uniform_P: a uniform number for each row.
 
     Returns:
-        a token for each row, (R,).
+        a token for each row, (P,).
     """
-    top_RK = part.logits_RK[:, : drawing.top_k]
-    mass_RK = torch.softmax(top_RK / drawing.temperature, dim=-1)
-    before_RK = mass_RK.cumsum(-1) - mass_RK
-    kept_RK = before_RK < drawing.top_p
-    kept_RK[:, 0] = True  # the most likely token stays, even at top_p 0
-    mass_RK = torch.where(kept_RK, mass_RK, 0.0)
-    reached_RK = mass_RK.cumsum(-1)
-    threshold = uniform_R[:, None] * reached_RK[:, -1:]
-    chosen = (reached_RK <= threshold).sum(-1, keepdim=True)
-    chosen = chosen.minimum(kept_RK.sum(-1, keepdim=True) - 1)  # a uniform may round to 1
-    return part.ids_RK.gather(1, chosen)[:, 0]
+    top_PK = part.logits_PK[:, : drawing.top_k]
+    mass_PK = torch.softmax(top_PK / drawing.temperature, dim=-1)
+    before_PK = mass_PK.cumsum(-1) - mass_PK
+    kept_PK = before_PK < drawing.top_p
+    kept_PK[:, 0] = True  # the most likely token stays, even at top_p 0
+    mass_PK = torch.where(kept_PK, mass_PK, 0.0)
+    reached_PK = mass_PK.cumsum(-1)
+    threshold = uniform_P[:, None] * reached_PK[:, -1:]
+    chosen = (reached_PK <= threshold).sum(-1, keepdim=True)
+    chosen = chosen.minimum(kept_PK.sum(-1, keepdim=True) - 1)  # a uniform may round to 1
+    return part.ids_PK.gather(1, chosen)[:, 0]
 
 
 class _Live:
@@ -272,16 +276,22 @@ class _Live:
         self.request, self.tokens = request, list[int]()
         source = np.random.Generator(np.random.Philox(request.seed))
         self._uniform = source.random(drawing.max_new_tokens)
-        self._keeps = request.signals and drawing.signals > 0
+        # A stream of its own: whether signals are kept changes no answer.
+        apart = np.random.Generator(np.random.Philox(request.seed).jumped())
+        self._offset = apart.random(drawing.max_new_tokens)
+        self._keeps = request.signals
         self._signals: list[Signals] = []
 
     def next_uniform(self) -> float:
         return float(self._uniform[len(self.tokens)])
 
-    def add(self, token: int, signals: Signals, row: int) -> None:
+    def next_offset(self) -> float:
+        return float(self._offset[len(self.tokens)])
+
+    def add(self, token: int, signals: Signals | None, row: int) -> None:
         """The next token, and the distribution that it was drawn from."""
         self.tokens.append(token)
-        if self._keeps:
+        if self._keeps and signals:
             self._signals.append(signals.rows(slice(row, row + 1)))
 
     def answer(self) -> Answer:

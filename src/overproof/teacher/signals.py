@@ -24,12 +24,14 @@ from torch import Tensor  # noqa: E402
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
+from overproof.core.digest import sha256_json  # noqa: E402
 from overproof.core.disk import link_or_copy  # noqa: E402
 from overproof.core.workers import sharing, spread  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.distribution import (  # noqa: E402
     SHARD_EXAMPLES,
+    Kept,
     Signals,
     shard_file,
     shard_files,
@@ -68,9 +70,9 @@ def answer_logits(
 
 
 def shard_signals(
-    model: Any, prefix: Sequence[int], examples: Sequence[Example], length: int, top_k: int
+    model: Any, prefix: Sequence[int], examples: Sequence[Example], length: int, kept: Kept
 ) -> Signals:
-    """Compute the signals of some examples.
+    """Compute the signals of some examples; which tokens are drawn follows from these alone.
 
     Args:
         model: the teacher; its head and softmax run in the type of its weights, the
@@ -78,16 +80,15 @@ def shard_signals(
         length: tokens a packed sequence.
     """
     count = int(answer_mask(examples).sum())
-    top_k = min(top_k, model.config.vocab_size)
-    found = Signals(
-        torch.zeros(count, top_k, dtype=torch.int32),
-        torch.zeros(count, top_k, dtype=torch.float16),
-        torch.zeros(count),
-    )
+    kept = kept._replace(top=min(kept.top, model.config.vocab_size))
+    found = Signals.empty(count, kept)
+    seed = int(sha256_json([[one.key, *one.answer] for one in examples])[:15], 16)
+    offset_N = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random(count))
     for where, logits_NV in answer_logits(model, prefix, examples, length):
         at = torch.from_numpy(where)
-        for part in top(logits_NV, top_k):
-            found.put(at[part.where], part.signals(top_k))
+        for part in top(logits_NV, kept.top):
+            rows = at[part.where]
+            found.put(rows, part.signals(kept, offset_N[rows]))
     return found
 
 
@@ -98,7 +99,7 @@ def write_signals(
     folder: Path,
     *,
     length: int,
-    top_k: int,
+    kept: Kept,
     progress: Meter,
 ) -> None:
     """Write the signals of all examples as shards, one process a core; what is there is kept.
@@ -120,7 +121,7 @@ def write_signals(
     with sharing():
         model.share_memory()
     shares = [
-        (model, tuple(prefix), shards[rank::workers], length, top_k) for rank in range(workers)
+        (model, tuple(prefix), shards[rank::workers], length, kept) for rank in range(workers)
     ]
     for tokens in spread(
         _work,
@@ -141,13 +142,13 @@ def _work(
     prefix: tuple[int, ...],
     shards: list[Shard],
     length: int,
-    top_k: int,
+    kept: Kept,
     results: Any,
 ) -> None:
     """A worker: one thread, its share of the shards."""
     torch.set_num_threads(1)
     for path, examples in shards:
-        write_shard(path, shard_signals(model, prefix, examples, length, top_k))
+        write_shard(path, shard_signals(model, prefix, examples, length, kept))
         results.put(_tokens(examples))
 
 
@@ -181,7 +182,7 @@ def cache(
                 answers.train,
                 work.folder,
                 length=recipe.train.sequence_length,
-                top_k=recipe.signals.top_k,
+                kept=Kept.of(recipe.signals),
                 progress=progress,
             )
             work.measured["tokens_per_second"] = round(progress.rate, 1)

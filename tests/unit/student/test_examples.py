@@ -12,7 +12,7 @@ from overproof.core.errors import StageError
 from overproof.student import examples as module
 from overproof.student.examples import NO_TARGET, build_train_set, project, respell
 from overproof.student.vocabulary import Vocabulary
-from overproof.teacher.distribution import Signals
+from overproof.teacher.distribution import Kept, Signals
 from overproof.teacher.example import Example
 from overproof.teacher.signals import shard_signals
 
@@ -65,15 +65,17 @@ def test_projection_sums_the_mass_of_tokens_with_one_first_piece(
         torch.tensor([[spelled, whole, other]], dtype=torch.int32),
         torch.tensor([[0.5, 0.25, 0.125]]).log().half(),
         torch.tensor([0.125]).log(),
+        torch.tensor([[spelled, other]], dtype=torch.int32),
     )
-    ((ids, probs),) = project(signals, small, 3)
+    ((ids, probs, drawn),) = project(signals, small, 3)
+    assert drawn.tolist() == [[first, int(small.student_ids_U[other])]]
     assert ids[0, :2].tolist() == [first, int(small.student_ids_U[other])]
     np.testing.assert_allclose(probs[0], [0.75, 0.125, 0.0], rtol=1e-3, atol=1e-6)
 
 
 def test_projection_to_more_than_the_student_has(small: Vocabulary, tmp_path: Path) -> None:
     examples = tiny.examples(3)
-    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, 400)
+    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, Kept(400, 2))
     data = build_train_set(tmp_path / "set", training.HEAD, examples, small, [signals])
     assert data.ids_NK.shape == data.probs_NK.shape == (len(data.tokens_N), 280)
     assert (data.ids_NK < 280).all()
@@ -84,11 +86,11 @@ def test_a_set_lines_up_with_the_teacher(
 ) -> None:
     examples = tiny.examples(12)
     parts = [
-        shard_signals(tiny.model(), training.HEAD, some, training.ROOM, 8)
+        shard_signals(tiny.model(), training.HEAD, some, training.ROOM, Kept(8, 3))
         for some in (examples[:5], examples[5:])
     ]
     chunks = [chunk for part in parts for chunk in project(part, small, 8)]
-    ids, probs = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
+    ids, probs, drawn = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
     monkeypatch.setattr(module, "PROJECT_ROWS", 7)
     data = build_train_set(tmp_path / "set", training.HEAD, examples, small, parts)
     assert [piece for t in training.HEAD for piece in small.pieces(t)] == data.prefix.tolist()
@@ -102,6 +104,7 @@ def test_a_set_lines_up_with_the_teacher(
             if position != NO_TARGET:
                 assert (data.ids_NK[at] == ids[row + position]).all()
                 assert (data.probs_NK[at] == probs[row + position]).all()
+                assert (data.drawn_NR[at] == drawn[row + position]).all()
             elif one.spelled[place]:
                 assert data.ids_NK[at, 0] == one.tokens[place + 1]
                 assert data.probs_NK[at].tolist() == [1.0] + [0.0] * 7
@@ -115,7 +118,7 @@ def test_without_signals_the_target_is_the_next_token(small: Vocabulary, tmp_pat
     used = np.flatnonzero(data.weight_N)
     assert (data.ids_NK[used, 0] == data.tokens_N[used + 1]).all()
     assert (data.probs_NK == 1.0).all()
-    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, 8)
+    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, Kept(8, 3))
     with_signals = build_train_set(tmp_path / "student", training.HEAD, examples, small, [signals])
     assert (data.weight_N == with_signals.weight_N).all()
 
@@ -123,7 +126,9 @@ def test_without_signals_the_target_is_the_next_token(small: Vocabulary, tmp_pat
 @pytest.mark.parametrize("count", [11, 13])
 def test_signals_of_other_answers_are_told(small: Vocabulary, tmp_path: Path, count: int) -> None:
     examples = tiny.examples(13)
-    signals = shard_signals(tiny.model(), training.HEAD, examples[:count], training.ROOM, 8)
+    signals = shard_signals(
+        tiny.model(), training.HEAD, examples[:count], training.ROOM, Kept(8, 3)
+    )
     with pytest.raises(StageError, match="not those of these answers"):
         build_train_set(tmp_path / "set", training.HEAD, examples[:12], small, [signals])
     assert not (tmp_path / "set").exists()

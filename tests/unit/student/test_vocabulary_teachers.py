@@ -18,6 +18,7 @@ from overproof.core.config import StudentConfig
 from overproof.core.errors import StageError
 from overproof.student import initial
 from overproof.student.vocabulary import Vocabulary, trim
+from overproof.teacher.distribution import Kept
 from overproof.teacher.local import Teacher
 from overproof.teacher.signals import shard_signals
 
@@ -82,7 +83,7 @@ def made() -> initial.Initial:
     """A whole initial student."""
     examples = tiny.examples(60)
     prefix = tuple(ids(BEGIN, "<|head|>"))
-    signals = shard_signals(teacher().model, prefix, examples, training.ROOM, 8)
+    signals = shard_signals(teacher().model, prefix, examples, training.ROOM, Kept(8, 4))
     config = StudentConfig(name="s", layers=2, vocabulary=SIZE, importance="even")
     return initial.make(teacher(), prefix, examples, [signals], config, training.ROOM)
 

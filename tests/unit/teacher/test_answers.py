@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from overproof.core.errors import UsageError
 from overproof.teacher.answers import _prompt, _unique, _write, _write_signals, shared_prefix
-from overproof.teacher.distribution import SignalCache, Signals
+from overproof.teacher.distribution import Kept, SignalCache, Signals
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
 from overproof.teacher.sample import Request
@@ -75,11 +75,12 @@ def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path) -> None:
             torch.full((len(tokens), 2), number, dtype=torch.int32),
             torch.full((len(tokens), 2), -number, dtype=torch.float16),
             torch.full((len(tokens),), float(number)),
+            torch.full((len(tokens), 1), 10 + number, dtype=torch.int32),
         )
         journal.add(key, tokens, signals.to_bytes())
     rows = _unique(requests, journal)
     assert _write(tmp_path / "train.jsonl", rows) == 5
-    _write_signals(tmp_path, rows, journal)
+    _write_signals(tmp_path, rows, journal, Kept(2, 1))
     journal.close()
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     assert [tuple(json.loads(line).values()) for line in lines] == [
@@ -90,9 +91,10 @@ def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path) -> None:
     assert kept.ids_NK.tolist() == [[5, 5], [4, 4], [2, 2], [2, 2], [1, 1]]
     assert kept.log_probs_NK[:, 0].tolist() == [-5, -4, -2, -2, -1]
     assert kept.tail_N.tolist() == [5, 4, 2, 2, 1]
+    assert kept.drawn_NR.tolist() == [[15], [14], [12], [12], [11]]
 
 
 @pytest.mark.parametrize("size", [0, 3, 31, 33])
 def test_bytes_that_are_no_signals_are_told(size: int) -> None:
     with pytest.raises(ValueError, match="no signals of 2 positions"):
-        Signals.from_bytes(bytes(size), 2)
+        Signals.from_bytes(bytes(size), 2, 0)

@@ -16,7 +16,7 @@ import torch
 from overproof.core.config import SampleConfig
 from overproof.core.errors import StageError
 from overproof.teacher import sample
-from overproof.teacher.distribution import Signals, top
+from overproof.teacher.distribution import Kept, Signals, top
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
 from overproof.teacher.sample import Drawing, Request, Sampler, choose, draw_all
@@ -144,9 +144,9 @@ def test_top_p_of_nothing_and_a_wide_top_k_are_still_draws() -> None:
 
 
 @pytest.mark.parametrize("head", [(), HEAD])
-@pytest.mark.parametrize("kept", [3, 80, 10_000])
+@pytest.mark.parametrize("kept", [Kept(3), Kept(80, 6), Kept(10_000, 2)])
 def test_signals_kept_while_drawing_are_those_of_a_pass_over_the_answers(
-    head: tuple[int, ...], kept: int
+    head: tuple[int, ...], kept: Kept
 ) -> None:
     """With fewer, with more than the draws look at (50), and with the whole vocabulary."""
     model, wanted = tiny.model(), requests(20, signals=True)
@@ -155,20 +155,24 @@ def test_signals_kept_while_drawing_are_those_of_a_pass_over_the_answers(
     examples = [Example(r.key, r.ids, tuple(a.tokens)) for r, a in answers.items()]
     got = Signals.joined([answer.signals for answer in answers.values()])
     own = shard_signals(tiny.model(), head, examples, 128, kept)
-    assert got.ids_NK.shape == own.ids_NK.shape == (len(own.tail_N), min(kept, tiny.TOKENS))
+    assert got.ids_NK.shape == own.ids_NK.shape == (len(own.tail_N), min(kept.top, tiny.TOKENS))
     close = {"rtol": 2e-3, "atol": 1e-4}
     torch.testing.assert_close(got.log_probs_NK, own.log_probs_NK, **close)
     torch.testing.assert_close(got.tail_N.exp(), own.tail_N.exp(), rtol=0, atol=1e-4)
     assert (got.ids_NK[:, 0] == own.ids_NK[:, 0]).float().mean() > 0.99  # ties apart
+    assert got.drawn_NR.shape == own.drawn_NR.shape == (len(own.tail_N), kept.drawn)
+    if kept.top < tiny.TOKENS:
+        assert not (got.drawn_NR[:, :, None] == got.ids_NK[:, None, :]).any()
 
 
 def test_signals_are_kept_where_they_are_wanted() -> None:
     wanted = [*requests(5, signals=True), *requests(8)[5:]]
-    answers = dict(Sampler(tiny.model(), HEAD, drawing(signals=4), 128).draw(wanted))
+    answers = dict(Sampler(tiny.model(), HEAD, drawing(signals=Kept(4, 2)), 128).draw(wanted))
     for request, answer in answers.items():
         assert (answer.signals is not None) == request.signals
         if answer.signals is not None:
             assert answer.signals.ids_NK.shape == (len(answer.tokens), 4)
+            assert answer.signals.drawn_NR.shape == (len(answer.tokens), 2)
     plain = dict(Sampler(tiny.model(), HEAD, drawing(), 128).draw(requests(8)))
     assert {r.key: a.tokens for r, a in answers.items()} == {
         r.key: a.tokens for r, a in plain.items()
@@ -217,6 +221,7 @@ sys.path.insert(0, {helper!r})
 import tiny_teacher as tiny
 from pathlib import Path
 from test_sample import HEAD, drawing, requests
+from overproof.teacher.distribution import Kept
 from overproof.teacher.journal import Journal
 from overproof.teacher.sample import draw_all
 import torch
@@ -224,7 +229,7 @@ import torch
 if __name__ == "__main__":
     model = tiny.model(layers=12).to(torch.bfloat16)
     journal = Journal(Path(sys.argv[1]) / "journal")
-    how = drawing(max_new_tokens=24, slots=8, signals=5)
+    how = drawing(max_new_tokens=24, slots=8, signals=Kept(5, 3))
     draw_all(model, HEAD, requests(300, signals=True), how, journal, tiny.meter())
     journal.close()
     Path(sys.argv[1], "finished").touch()

@@ -10,17 +10,18 @@ import torch
 from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.config import Recipe, find_recipe, load_recipe
 from overproof.teacher import signals
-from overproof.teacher.distribution import SignalCache, Signals, shard_file, write_shard
+from overproof.teacher.distribution import Kept, SignalCache, Signals, draw, shard_file, write_shard
 from overproof.teacher.local import Teacher
 from overproof.teacher.signals import answer_mask, cache, shard_signals, write_signals
 
 HEAD = (1, 7, 8)
 ROOM = 40
+KEPT = Kept(6, 4)
 
 
 def test_signals_are_the_models_own_distribution_at_every_answer_position() -> None:
     model, examples = tiny.model(), tiny.examples(20)
-    got = shard_signals(model, HEAD, examples, ROOM, 6)
+    got = shard_signals(model, HEAD, examples, ROOM, KEPT)
     start = 0
     for example in examples:
         log_probs = tiny.alone(model, [*HEAD, *example.tokens]).log_softmax(-1)
@@ -35,13 +36,54 @@ def test_signals_are_the_models_own_distribution_at_every_answer_position() -> N
 
 
 def test_kept_mass_and_tail_make_one() -> None:
-    got = shard_signals(tiny.model(), HEAD, tiny.examples(20), ROOM, 6)
+    got = shard_signals(tiny.model(), HEAD, tiny.examples(20), ROOM, KEPT)
     total = got.log_probs_NK.float().exp().sum(-1) + got.tail_N.exp()
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
 
 
+def test_drawn_tokens_are_of_the_tail_and_follow_from_the_examples() -> None:
+    got = shard_signals(tiny.model(), HEAD, tiny.examples(20), ROOM, KEPT)
+    assert got.drawn_NR.shape == (len(got.tail_N), 4)
+    assert not (got.drawn_NR[:, :, None] == got.ids_NK[:, None, :]).any()
+    assert ((got.drawn_NR >= 0) & (got.drawn_NR < tiny.TOKENS)).all()
+    again = shard_signals(tiny.model(), HEAD, tiny.examples(20), ROOM, KEPT)
+    assert torch.equal(got.drawn_NR, again.drawn_NR)
+
+
+@pytest.mark.parametrize("tokens", [5, 64, 65, 1000])
+@pytest.mark.parametrize("count", [1, 7, 32])
+def test_draws_are_unbiased_and_differ_by_less_than_one(tokens: int, count: int) -> None:
+    """Averaged over all offsets a token's number is its share; at each offset it is next to it."""
+    mass = torch.rand(tokens, generator=torch.Generator().manual_seed(tokens)) ** 4
+    mass[:: max(2, tokens // 7)] = 0.0
+    offsets = (torch.arange(4000) + 0.5) / 4000
+    drawn = draw(mass.expand(len(offsets), -1), offsets, count)
+    assert (mass[drawn] > 0).all()
+    numbers = torch.zeros(len(offsets), tokens).scatter_add_(1, drawn, torch.ones(drawn.shape))
+    wanted = count * mass / mass.sum()
+    assert (numbers - wanted).abs().max() < 1 + 1e-3
+    torch.testing.assert_close(numbers.mean(0), wanted, rtol=0, atol=1.5e-3)
+
+
+def test_nothing_to_draw_from() -> None:
+    assert draw(torch.rand(3, 70), torch.rand(3), 0).shape == (3, 0)
+    drawn = draw(torch.zeros(3, 70), torch.rand(3), 5)
+    assert ((drawn >= 0) & (drawn < 70)).all()
+
+
+def test_signals_as_bytes() -> None:
+    got = shard_signals(tiny.model(), HEAD, tiny.examples(5), ROOM, KEPT)
+    data, count = got.to_bytes(), len(got.tail_N)
+    assert len(data) == count * KEPT.bytes
+    again = Signals.from_bytes(data, count, KEPT.drawn)
+    assert all(map(torch.equal, got.arrays, again.arrays))
+    for wrong in (data[:-1], data + b"\0" * count, b""):
+        with pytest.raises(ValueError, match="are no signals"):
+            Signals.from_bytes(wrong, count, KEPT.drawn)
+
+
 def test_more_kept_than_there_are_tokens_is_all_of_them() -> None:
-    got = shard_signals(tiny.model(), HEAD, tiny.examples(3), ROOM, 10_000)
+    got = shard_signals(tiny.model(), HEAD, tiny.examples(3), ROOM, Kept(10_000, 3))
     assert got.ids_NK.shape[1] == tiny.TOKENS
 
 
@@ -50,7 +92,9 @@ def test_shards_are_kept_and_read_in_order(tmp_path: Path, monkeypatch: pytest.M
     model, examples = tiny.model(), tiny.examples(10)
 
     def write() -> None:
-        write_signals(model, HEAD, examples, tmp_path, length=ROOM, top_k=5, progress=tiny.meter())
+        write_signals(
+            model, HEAD, examples, tmp_path, length=ROOM, kept=KEPT, progress=tiny.meter()
+        )
 
     def read() -> Signals:
         shards = list(SignalCache(tmp_path))
@@ -61,8 +105,8 @@ def test_shards_are_kept_and_read_in_order(tmp_path: Path, monkeypatch: pytest.M
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == [f"signals-{n:05d}.safetensors" for n in range(3)]
     whole = read()
-    assert whole.ids_NK.shape[1] == 5
-    one = shard_signals(model, HEAD, examples, ROOM, 5)
+    assert (whole.ids_NK.shape[1], whole.drawn_NR.shape[1]) == KEPT
+    one = shard_signals(model, HEAD, examples, ROOM, KEPT)
     torch.testing.assert_close(whole.tail_N, one.tail_N, rtol=1e-4, atol=1e-5)
     before = files[0].stat().st_mtime_ns
     (tmp_path / "signals-00001.tmp").write_bytes(b"half a shard, cut by a kill")
@@ -70,7 +114,7 @@ def test_shards_are_kept_and_read_in_order(tmp_path: Path, monkeypatch: pytest.M
     write()
     assert files[0].stat().st_mtime_ns == before
     again = read()
-    assert all(torch.equal(getattr(whole, n), getattr(again, n)) for n in vars(whole))
+    assert all(map(torch.equal, whole.arrays, again.arrays))
 
 
 def samples(store: Path, kept: Signals | None) -> Artifact:
@@ -94,7 +138,7 @@ def samples(store: Path, kept: Signals | None) -> Artifact:
 
 
 def recipe() -> Recipe:
-    overrides = ["signals.top_k=6", f"train.sequence_length={ROOM}"]
+    overrides = ["signals.top_k=6", "signals.tail_draws=4", f"train.sequence_length={ROOM}"]
     return load_recipe(find_recipe("support"), overrides)
 
 
@@ -102,7 +146,7 @@ def test_signals_kept_while_sampling_are_taken_over_without_the_teacher(tmp_path
     def load() -> Teacher:
         raise AssertionError("the teacher has spoken already")
 
-    kept = shard_signals(tiny.model(), HEAD, tiny.examples(10), ROOM, 6)
+    kept = shard_signals(tiny.model(), HEAD, tiny.examples(10), ROOM, KEPT)
     made = samples(tmp_path, kept)
     stage = cache(load, made, recipe(), tiny.teacher().resource, tmp_path)
     (found,) = SignalCache(stage.path)
@@ -117,6 +161,6 @@ def test_answers_without_signals_are_read_by_the_teacher_once_more(tmp_path: Pat
     made = samples(tmp_path, None)
     stage = cache(lambda: teacher, made, recipe(), teacher.resource, tmp_path)
     (found,) = SignalCache(stage.path)
-    wanted = shard_signals(teacher.half, HEAD, tiny.examples(10), ROOM, 6)
+    wanted = shard_signals(teacher.half, HEAD, tiny.examples(10), ROOM, KEPT)
     torch.testing.assert_close(found.tail_N, wanted.tail_N, rtol=1e-4, atol=1e-5)
     assert stage.manifest["times"]["measured"]["tokens_per_second"] > 0
