@@ -282,6 +282,8 @@ def _importance(initial: Artifact, recipe: Recipe) -> f.Importance:
 def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
     train, student = recipe.train, recipe.student
     wide, drawn = student.mlp_width, parts.samples.facts
+    draws = recipe.signals.tail_draws
+    drawn_from_tail = f", and {draws} tokens drawn from these by their probability" if draws else ""
     width = "the teacher's MLPs" if wide is None else f"MLPs of {wide:,} units"
     return (
         f"The teacher gave {drawn['answers']:,} answers to {drawn['prompts']:,} certified prompts "
@@ -289,14 +291,14 @@ def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
         f"{recipe.sample.temperature:g}, from its {recipe.sample.top_k} most likely tokens and the "
         f"likeliest {recipe.sample.top_p:.0%} of their mass, "
         f"{recipe.sample.max_new_tokens} tokens at most. Its {recipe.signals.top_k} most likely "
-        "tokens at each position of its answers were cached with their log-probabilities and the "
-        "mass of all others.",
+        "tokens at each position of its answers were cached with their log-probabilities, the "
+        f"mass of all others{drawn_from_tail}.",
         f"The student is the teacher with {student.layers} layers ({student.importance}), "
         f"{width} and "
         f"{parts.initial.facts['vocabulary']:,} tokens of its vocabulary, every byte among them; "
         "the layers that stay were refitted in closed form to bridge the gaps.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
-        f"{train.sequence_length} tokens by forward KL over the cached tokens and one tail bucket, "
+        f"{train.sequence_length} tokens by forward KL over the cached tokens and their tail, "
         f"with {train.optimizer} at a peak rate of {train.learning_rate:g}.",
     )
 

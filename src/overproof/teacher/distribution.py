@@ -165,7 +165,7 @@ def draw(mass_PV: Tensor, offset_P: Tensor, count: int) -> Tensor:
 
     The masses of a position lie end to end, and `count` points at equal distances are laid over
     them, the first at the offset: a token's expected number is exactly its share of the count, and
-    the actual one differs from it by less than one (Cochran, Sampling Techniques, chapter 8).
+    the actual one differs from it by less than one (Madow 1949, doi 10.1214/aoms/1177729988).
 
     Args:
         offset_P: uniform numbers in [0, 1).

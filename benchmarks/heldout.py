@@ -1,0 +1,88 @@
+"""The arms of a finished run on more held-out prompts: intervals as narrow as one has time for.
+
+    python benchmarks/heldout.py RUN [--prompts 1500]
+
+RUN is the folder of a finished run (`out/demo`). The teacher answers so many prompts of its
+held-out data, drawn as the run drew its own (which are the first of them), and each arm is measured
+there as the run did. Answers are kept in RUN/heldout, so a second call only measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from overproof.core import device
+
+device.prepare()
+
+from overproof.core import artifact  # noqa: E402
+from overproof.core.config import Recipe  # noqa: E402
+from overproof.core.console import meter  # noqa: E402
+from overproof.core.host import machine  # noqa: E402
+from overproof.release.evaluate import evaluate  # noqa: E402
+from overproof.release.tally import DIFFERENCES  # noqa: E402
+from overproof.student import initial  # noqa: E402
+from overproof.teacher import answers, local  # noqa: E402
+from overproof.teacher.forward import mixed  # noqa: E402
+
+ARMS = {"student": "student", "control": "control", "untrained": "initial"}
+METRICS = ("kl_nats_per_token", "top1_agreement")
+
+
+def main() -> None:
+    """Measure, print, and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "run", type=Path, nargs="?", default=Path("out/demo"), help="a finished run"
+    )
+    parser.add_argument("--prompts", type=int, default=1500)
+    given = parser.parse_args()
+    stages = given.run / "stages"
+    if not stages.is_dir():
+        parser.error(f"no finished run at {given.run}; make one with: make demo")
+    recipe = Recipe.model_validate(
+        json.loads((given.run / "release/report.json").read_text(encoding="utf-8"))["recipe"]
+    )
+    asked = recipe.sample.model_copy(update={"prompts": 8, "heldout_prompts": given.prompts})
+    wider = recipe.model_copy(update={"sample": asked})
+    teacher = local.load(recipe.teacher.model)
+    more = answers.sample(
+        lambda: teacher,
+        artifact.load(stages / "train"),
+        artifact.load(stages / "heldout"),
+        teacher.resource,
+        artifact.load(stages / "terms"),
+        wider,
+        given.run / "heldout",
+    )
+    texts = answers.read(more)
+    vocabulary = initial.load(stages / "initial").vocabulary
+    models = {
+        name: mixed(initial.load_model(stages / folder))
+        for name, folder in ARMS.items()
+        if (stages / folder).is_dir()
+    }
+    with meter("evaluating", len(texts.heldout), "prompts") as bar:
+        found = evaluate(
+            teacher.model, texts.prefix, texts.heldout, vocabulary, models,
+            recipe.evaluate, seed=recipe.seed, length=recipe.train.sequence_length, meter=bar,
+        )  # fmt: skip
+    result = {
+        "benchmark": "heldout",
+        "prompts": len(texts.heldout),
+        **{name: {metric: found[name][metric] for metric in METRICS} for name in models},
+        "differences": {
+            name: {metric: rows[metric] for metric in METRICS}
+            for name, rows in found[DIFFERENCES].items()
+        },
+        "machine": machine(),
+    }
+    file = Path(__file__).parent / "results/heldout.json"
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
