@@ -4,7 +4,7 @@
 
 RUN is the folder of a finished run (`out/demo`). The teacher answers so many prompts of its
 held-out data, drawn as the run drew its own (which are the first of them), and each arm is measured
-there as the run did. Answers are kept in RUN/heldout, so a second call only measures.
+there as the run did. Answers are kept in RUN/heldout: a second call for as many only measures.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ def main() -> None:
         "run", type=Path, nargs="?", default=Path("out/demo"), help="a finished run"
     )
     parser.add_argument("--prompts", type=int, default=1500)
+    parser.add_argument("--teacher", help="where it is now, if it is a file or folder of yours")
     given = parser.parse_args()
-    stages = given.run / "stages"
-    if not stages.is_dir():
+    stages, report = given.run / "stages", given.run / "release/report.json"
+    if not report.is_file():
         parser.error(f"no finished run at {given.run}; make one with: make demo")
-    recipe = Recipe.model_validate(
-        json.loads((given.run / "release/report.json").read_text(encoding="utf-8"))["recipe"]
-    )
+    recipe = Recipe.model_validate(json.loads(report.read_bytes())["recipe"])
     asked = recipe.sample.model_copy(update={"prompts": 8, "heldout_prompts": given.prompts})
     wider = recipe.model_copy(update={"sample": asked})
-    teacher = local.load(recipe.teacher.model)
+    teacher = local.load(given.teacher or recipe.teacher.model)
     more = answers.sample(
         lambda: teacher,
         artifact.load(stages / "train"),
@@ -71,6 +70,8 @@ def main() -> None:
         )  # fmt: skip
     result = {
         "benchmark": "heldout",
+        "recipe": recipe.name,
+        "student_sha256": artifact.load(stages / "student").sha256,
         "prompts": len(texts.heldout),
         **{name: {metric: found[name][metric] for metric in METRICS} for name in models},
         "differences": {

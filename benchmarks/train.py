@@ -63,13 +63,14 @@ def plain(
     head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
     seen, began, at = 0, time.perf_counter(), 0
     for step in range(recipe.train.steps):
-        few = []  # as many examples as bring it up to our trainer's mean
-        while seen < budget * (step + 1) / recipe.train.steps:
+        few, spelled = [], []  # as many examples as bring it up to our trainer's mean
+        while not few or seen < budget * (step + 1) / recipe.train.steps:
             few.append(answers.train[order[at % len(order)]])
-            seen += len(few[-1].answer)
+            spelled.append(respell(few[-1], vocabulary))
+            seen += sum(place >= 0 for place in spelled[-1].teacher_positions)
+            seen += sum(spelled[-1].spelled)  # our trainer counts these pieces too
             at += 1
         theirs = [list(answers.prefix) + list(one.tokens) for one in few]
-        spelled = [respell(one, vocabulary) for one in few]
         ours = [head + one.tokens for one in spelled]
         with torch.inference_mode():
             logits = live(**_padded(theirs)).logits
@@ -109,17 +110,16 @@ def main() -> None:
         "run", type=Path, nargs="?", default=Path("out/demo"), help="a finished run"
     )
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--teacher", help="where it is now, if it is a file or folder of yours")
     given = parser.parse_args()
-    stages = given.run / "stages"
-    if not stages.is_dir():
+    stages, report = given.run / "stages", given.run / "release/report.json"
+    if not report.is_file():
         parser.error(f"no finished run at {given.run}; make one with: make demo")
-    recipe = Recipe.model_validate(
-        json.loads((given.run / "release/report.json").read_text(encoding="utf-8"))["recipe"]
-    )
+    recipe = Recipe.model_validate(json.loads(report.read_bytes())["recipe"])
     recipe = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"steps": given.steps})}
     )
-    teacher = local.load(recipe.teacher.model)
+    teacher = local.load(given.teacher or recipe.teacher.model)
     answers = read(artifact.load(stages / "samples"))
     start = initial.load(stages / "initial")
     signals = SignalCache(stages / "signals")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from overproof import products
+from overproof import matmul
 from overproof.core import config as recipes
 from overproof.core import device
 from overproof.core.artifact import Json
@@ -82,13 +82,13 @@ def plan(recipe: Recipe, path: Path) -> Json:
             + PROCESS_BYTES * (device.cores() + 1)
             + example_bytes * (trainers + 1)
         ),
-        # Signals, and what the student trains on: 14 bytes a kept token, also at the prompt's.
+        # Signals, and what the student trains on: as much again or more, also at the prompt's.
         "expected_disk_bytes": round(16 * student.all + 2 * teacher.all + 3 * signal_bytes),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,
             "bf16": device.processor().bf16,
-            "products_per_second": products.rate(),
+            "products_per_second": matmul.rate(),
         },
     }
 
@@ -146,7 +146,7 @@ def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]
         # A training worker has at least one sequence of each step.
         cores = min(device.cores(), recipe.train.sequences) if name == "train" else device.cores()
         larger = on_student if name == "train" else on_teacher
-        rate = tokens_per_second(name, products.rate())
+        rate = tokens_per_second(name, matmul.rate())
         seconds[name] = count / rate * larger * REFERENCE_CORES / cores
     return seconds | {"other": FIXED_SECONDS}
 

@@ -107,6 +107,24 @@ def test_drawn_tokens_give_the_gradient_of_the_whole_divergence_in_the_mean(
     torch.testing.assert_close(grad.mean(0), (q - p)[0], rtol=0, atol=2e-3)
 
 
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.integers(8, 60), st.integers(2, 12), st.integers(1, 6))
+def test_drawn_tokens_may_stand_for_a_kept_one(seed: int, tokens: int, own: int, kept: int) -> None:
+    """A student that has fewer tokens: several of the teacher's, kept and drawn, are one of its."""
+    _, teacher, ids, probs = case(seed, 1.0, 1, tokens, kept)
+    make = torch.Generator().manual_seed(seed)
+    student_ids = torch.randint(own, (tokens,), generator=make)
+    logits = torch.randn(1, own, dtype=torch.float64, generator=make)
+    p = torch.zeros(1, own).double().index_add_(1, student_ids, teacher.softmax(-1))
+    mass = torch.zeros(1, own).double().scatter_add_(1, student_ids[ids], probs)
+    mine, places = mass.topk(min(kept, own), -1)
+    offsets = (torch.arange(1000) + 0.5) / 1000
+    tail = teacher.softmax(-1).scatter(-1, ids, 0.0).float().expand(1000, -1)
+    drawn = student_ids[draw(tail, offsets, 5)]
+    _, grad = bucket_kl(*(one.expand(1000, -1) for one in (logits, places, mine)), drawn)
+    torch.testing.assert_close(grad.mean(0), (logits.softmax(-1) - p)[0], rtol=0, atol=2e-3)
+
+
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.integers(2, 30))
 def test_a_distribution_on_one_token_is_cross_entropy(seed: int, tokens: int) -> None:

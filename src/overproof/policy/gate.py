@@ -32,10 +32,17 @@ class Teacher:
     Attributes:
         name: as the user calls it; the terms are found by it.
         sha256: digest of its weights, 64 hex digits; None for a service.
+        stated: how a proof names it; None: by its name, without the folders of a path.
     """
 
     name: str
     sha256: str | None = None
+    stated: str | None = None
+
+    @property
+    def in_proofs(self) -> str:
+        """How a proof names it."""
+        return self.stated or match.stated(self.name)
 
 
 class Approval(Section):
@@ -107,7 +114,7 @@ class Ruling:
     @property
     def display(self) -> str:
         """The teacher as released files name it."""
-        return match.display(self.teacher.name)
+        return match.display(self.teacher.in_proofs)
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ class Decision:
 
     def _predicate(self, ruling: Ruling, done: Collection[str]) -> Json:
         predicate: Json = {
-            "teacher": {"name": match.stated(ruling.teacher.name), "sha256": ruling.teacher.sha256},
+            "teacher": {"name": ruling.teacher.in_proofs, "sha256": ruling.teacher.sha256},
             "channel": self.channel,
             "use": self.use,
             "on": self.on.isoformat(),

@@ -20,9 +20,13 @@ def normalise(name: str) -> str:
     differs by habit only.
     """
     text = name.strip().removeprefix(BUILTIN).removeprefix(HUB).replace("\\", "/").rstrip("/")
-    if found := CACHE_FOLDER.search(text):
-        text = f"{found[1]}/{found[2]}"
-    return re.sub(r"[_:\s]+", "-", text).lower()
+    return re.sub(r"[_:\s]+", "-", cached(text) or text).lower()
+
+
+def cached(path: str) -> str | None:
+    """`OWNER/NAME` of a path into the hub's cache."""
+    found = CACHE_FOLDER.search(path)
+    return f"{found[1]}/{found[2]}" if found else None
 
 
 def forms(name: str) -> tuple[str, ...]:

@@ -89,7 +89,8 @@ def permit(recipe: Recipe, teacher: Resource, weights: Path) -> tuple[Decision, 
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
         UsageError: the name is no file name.
     """
-    given, today = Teacher(recipe.teacher.model, teacher.sha256), dt.datetime.now(dt.UTC).date()
+    given = Teacher(recipe.teacher.model, teacher.sha256, teacher.name)
+    today = dt.datetime.now(dt.UTC).date()
     decision = decide([given], channel=recipe.teacher.channel, on=today).require()
     beside = texts_beside(weights, decision.obligations)
     plan = carry_out(decision, recipe.student.name, beside)

@@ -123,7 +123,7 @@ def collect(
             for part in parts.chain
         ),
         machine=speed["machine"],
-        recipe=recipe_without_folders(recipe),
+        recipe=recipe_without_folders(recipe, teacher),
         elsewhere=elsewhere(
             speed["machine"],
             {
@@ -196,13 +196,15 @@ def _terms(decision: Decision, plan: Plan) -> Json:
     return found
 
 
-def recipe_without_folders(recipe: Recipe) -> Json:
+def recipe_without_folders(recipe: Recipe, teacher: Resource) -> Json:
     """The recipe as run; of a path on the maker's machine its last part."""
     found: Json = recipe.model_dump(mode="json")
-    for section, key in (("teacher", "model"), ("data", "train"), ("data", "heldout")):
-        path = Path(found[section][key])
-        if path.is_absolute() or path.parts[:1] == ("~",):
-            found[section][key] = path.name
+    if teacher.uri.startswith("file:"):
+        found["teacher"]["model"] = teacher.name
+    for key in ("train", "heldout"):
+        path = Path(found["data"][key])
+        if path.is_absolute() or path.parts[:1] in (("~",), ("..",)):
+            found["data"][key] = path.name
     return found
 
 

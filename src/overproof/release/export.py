@@ -53,8 +53,8 @@ def export(
     1. Choose positions of held-out text.
     2. Compute the model's distributions there, from the safetensors in fp32 with torch.
     3. Write each target's file; its tensor types are read back from it.
-    4. Check that the engine cuts the texts into the same tokens.
-    5. Compute the build's distributions in the engine, and compare.
+    4. Text by text: check that the engine cuts it into the same tokens.
+    5. Compute the build's distributions there in the engine, and compare.
     6. Refuse a build that is further away than the recipe allows.
 
     Args:

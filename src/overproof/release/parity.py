@@ -139,7 +139,7 @@ def measure(
         StageError: the engine refuses a file, or cuts a text differently.
     """
     tasks = [(name, index) for name in builds for index in range(len(samples))]
-    workers = min(device.cores(), len(tasks))
+    workers = max(1, min(device.cores(), len(tasks)))
     shares = [
         (dict(builds), tokenizer, samples, [tasks[at] for at in part])
         for part in np.array_split(np.arange(len(tasks)), workers)

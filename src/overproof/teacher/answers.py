@@ -78,9 +78,10 @@ def sample(
     def make(work: Work) -> Json:
         # 1.
         teacher = load()
+        keep = kept.within(teacher.model.config.vocab_size) if kept else None
         asked = _ask(teacher, train, heldout, recipe)
         # 2.
-        drawing = Drawing.of(recipe.sample, teacher.stop_ids, kept)
+        drawing = Drawing.of(recipe.sample, teacher.stop_ids, keep)
         every = [request for split in asked.requests.values() for request in split]
         expected = len(every) * recipe.sample.max_new_tokens
         with (
@@ -90,7 +91,7 @@ def sample(
             draw_all(teacher.half, asked.prefix, every, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
             # 3.
-            return _write_all(work.folder, asked, journal, kept)
+            return _write_all(work.folder, asked, journal, keep)
 
     config = {
         "sample": recipe.sample.model_dump(),

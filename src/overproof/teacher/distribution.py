@@ -44,6 +44,10 @@ class Kept(NamedTuple):
         """As the recipe says."""
         return Kept(config.top_k, config.tail_draws)
 
+    def within(self, vocabulary: int) -> Kept:
+        """No more than there is: where every token is kept, none is left to be drawn."""
+        return self if self.top < vocabulary else Kept(vocabulary, 0)
+
     @property
     def bytes(self) -> int:
         """Bytes of one position: ids and fp16 log-probabilities, the tail's mass, drawn ids."""
@@ -180,6 +184,8 @@ def draw(mass_PV: Tensor, offset_P: Tensor, count: int) -> Tensor:
     sums_PS = blocks_PSB.sum(-1)
     ends_PS = sums_PS.cumsum(-1)
     points_PR = (offset_P.float()[:, None] + torch.arange(count)) / count * ends_PS[:, -1:]
+    # In fp32 the last point can be the end itself, behind which no token lies.
+    points_PR = points_PR.minimum(torch.nextafter(ends_PS[:, -1:], torch.zeros(())))
     block_PR = torch.searchsorted(ends_PS, points_PR, right=True).clamp_max(ends_PS.shape[1] - 1)
     before_PR = (ends_PS - sums_PS).gather(1, block_PR)
     inside_PRB = blocks_PSB[torch.arange(len(mass_PV))[:, None], block_PR]

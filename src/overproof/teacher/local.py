@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa
 from overproof.core.artifact import Json, Resource  # noqa: E402
 from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
+from overproof.policy import match  # noqa: E402
 from overproof.policy.obligations import LICENCE_FILES  # noqa: E402
 from overproof.teacher.tokens import byte_level, token_ids  # noqa: E402
 
@@ -181,8 +183,9 @@ def identify(name: str) -> tuple[Path, Resource]:
 
 
 def _local(path: Path, sha256: str) -> Resource:
-    """Of a path its last part only: where it lay on its maker's machine is in no proof."""
-    name = path.resolve().name
+    """Named by its last part, or by its place in the hub's cache: no proof has its folders."""
+    whole = os.path.abspath(path)  # a link stays what it is called  # noqa: PTH100
+    name = match.cached(whole) or Path(whole).name
     return Resource("teacher", name, f"file:{name}", sha256)
 
 

@@ -117,7 +117,8 @@ class Sampler:
 
     def __init__(self, model: Any, prefix: Sequence[int], drawing: Drawing, places: int) -> None:
         model.set_attn_implementation(ATTENTION)
-        self.model, self.drawing = model, drawing
+        kept = drawing.signals.within(model.config.vocab_size) if drawing.signals else None
+        self.model, self.drawing = model, replace(drawing, signals=kept)
         self.places = places
         self.cache = SlotCache(model.config, drawing.slots, places, model.dtype)
         self.prefix = tuple(prefix)
@@ -185,7 +186,7 @@ class Sampler:
         uniform_P = torch.tensor([self.live[row].next_uniform() for row in rows])
         tokens = choose(part, uniform_P, self.drawing).tolist()
         signals = None
-        if self.drawing.signals:
+        if self.drawing.signals and any(self.live[row].keeps for row in rows):
             offset_P = torch.tensor([self.live[row].next_offset() for row in rows])
             signals = part.signals(self.drawing.signals, offset_P)
         for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
@@ -279,7 +280,7 @@ class _Live:
         # A stream of its own: whether signals are kept changes no answer.
         apart = np.random.Generator(np.random.Philox(request.seed).jumped())
         self._offset = apart.random(drawing.max_new_tokens)
-        self._keeps = request.signals
+        self.keeps = request.signals
         self._signals: list[Signals] = []
 
     def next_uniform(self) -> float:
@@ -291,7 +292,7 @@ class _Live:
     def add(self, token: int, signals: Signals | None, row: int) -> None:
         """The next token, and the distribution that it was drawn from."""
         self.tokens.append(token)
-        if self._keeps and signals:
+        if self.keeps and signals:
             self._signals.append(signals.rows(slice(row, row + 1)))
 
     def answer(self) -> Answer:

@@ -80,7 +80,7 @@ def shard_signals(
         length: tokens a packed sequence.
     """
     count = int(answer_mask(examples).sum())
-    kept = kept._replace(top=min(kept.top, model.config.vocab_size))
+    kept = kept.within(model.config.vocab_size)
     found = Signals.empty(count, kept)
     seed = int(sha256_json([[one.key, *one.answer] for one in examples])[:15], 16)
     offset_N = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random(count))

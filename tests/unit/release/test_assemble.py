@@ -79,11 +79,13 @@ def test_the_terms_name_the_teacher_as_notice_does() -> None:
 
 def test_the_recipe_is_shown_without_its_makers_folders() -> None:
     recipe: Recipe = load_recipe(find_recipe("support"), ())
-    assert assemble.recipe_without_folders(recipe) == recipe.model_dump(mode="json")
+    built_in = Resource("teacher", "builtin:some", "pkg:pypi/some@1", "0" * 64)
+    assert assemble.recipe_without_folders(recipe, built_in) == recipe.model_dump(mode="json")
     teacher = recipe.teacher.model_copy(update={"model": FOLDER})
     data = recipe.data.model_copy(update={"train": "~/data/train.jsonl"})
     mine = recipe.model_copy(update={"teacher": teacher, "data": data})
-    found = assemble.recipe_without_folders(mine)
+    local = Resource("teacher", "SmolLM2-135M-Instruct", "file:SmolLM2-135M-Instruct", "0" * 64)
+    found = assemble.recipe_without_folders(mine, local)
     assert found["teacher"]["model"] == "SmolLM2-135M-Instruct"
     assert found["data"]["train"] == "train.jsonl"
 

@@ -81,6 +81,13 @@ def test_projection_to_more_than_the_student_has(small: Vocabulary, tmp_path: Pa
     assert (data.ids_NK < 280).all()
 
 
+def test_a_set_of_signals_without_draws(small: Vocabulary, tmp_path: Path) -> None:
+    examples = tiny.examples(3)
+    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, Kept(8))
+    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, [signals])
+    assert data.drawn_NR.shape == (len(data.tokens_N), 0)
+
+
 def test_a_set_lines_up_with_the_teacher(
     small: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,28 @@ def test_the_copy_for_speed_keeps_the_rotary_frequencies(
     assert teacher.model.dtype == torch.float32
 
 
+def test_a_proof_names_a_teacher_of_this_machine_without_its_folders(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = folder.parent / "models--acme--Wonder-1B/snapshots/abc"
+    cached.parent.mkdir(parents=True)
+    folder.rename(cached)
+    (folder.parent / "current").symlink_to(cached)
+    (folder.parent / "mine").mkdir()
+    (folder.parent / "mine/Wonder").symlink_to(cached)
+    monkeypatch.chdir(folder.parent)
+    for given, name in (
+        (str(cached), "acme/Wonder-1B"),
+        ("current", "current"),
+        ("mine/Wonder", "Wonder"),
+        ("./mine/../current", "current"),
+    ):
+        found = identify(given)[1]
+        assert (found.name, found.uri) == (name, f"file:{name}")
+    monkeypatch.chdir(folder.parent / "mine/Wonder")
+    assert identify(".")[1].name in ("Wonder", "acme/Wonder-1B")
+
+
 def test_the_digest_of_a_folder_is_that_of_its_model(folder: Path) -> None:
     _, one = identify(str(folder))
     (folder / "README.md").write_text("a note")
