@@ -32,12 +32,18 @@ from overproof.core.console import meter, note  # noqa: E402
 from overproof.core.host import machine  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.student import initial  # noqa: E402
-from overproof.student.examples import TrainSet, build_train_set, respell  # noqa: E402
+from overproof.student.examples import (  # noqa: E402
+    StudentExample,
+    TrainSet,
+    build_train_set,
+    respell,
+)
 from overproof.student.optimizer import optimizers, rate, set_rate  # noqa: E402
 from overproof.student.train import batches, train  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.distribution import SignalCache  # noqa: E402
+from overproof.teacher.example import Example  # noqa: E402
 
 
 def answer_tokens(data: TrainSet, recipe: Recipe) -> int:
@@ -63,7 +69,8 @@ def plain(
     head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
     seen, began, at = 0, time.perf_counter(), 0
     for step in range(recipe.train.steps):
-        few, spelled = [], []  # as many examples as bring it up to our trainer's mean
+        # As many examples as bring it up to our trainer's mean.
+        few, spelled = list[Example](), list[StudentExample]()
         while not few or seen < budget * (step + 1) / recipe.train.steps:
             few.append(answers.train[order[at % len(order)]])
             spelled.append(respell(few[-1], vocabulary))
