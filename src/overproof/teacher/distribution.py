@@ -122,21 +122,28 @@ class Signals:
         return found
 
 
-class Top(NamedTuple):
-    """The largest logits of some positions, in fp32.
+class Exact(NamedTuple):
+    """The distributions at some positions, in fp32.
 
     Attributes:
         where: which positions.
-        logits_PK: largest first; `ids_PK`: whose they are.
-        exp_PV: exponentials of all logits, less the largest.
-        normaliser_P: log of the sum of the exponentials of all logits.
+        logits_PV: of all tokens.
+        exp_PV: their exponentials, less the largest.
+        normaliser_P: log of the sum of the exponentials.
     """
 
     where: slice
-    logits_PK: Tensor
-    ids_PK: Tensor
+    logits_PV: Tensor
     exp_PV: Tensor
     normaliser_P: Tensor
+
+    def top(self, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` largest logits, or all, largest first, and whose they are.
+
+        Where logits are equal, as they often are in bf16, which comes first depends on the count.
+        """
+        values_PK, ids_PK = self.logits_PV.topk(min(count, self.logits_PV.shape[1]), dim=-1)
+        return values_PK, ids_PK
 
     def signals(self, kept: Kept, offset_P: Tensor) -> Signals:
         """What is kept of these positions. Spends `exp_PV`: the kept tokens' are set to 0.
@@ -144,24 +151,22 @@ class Top(NamedTuple):
         Args:
             offset_P: where the draws begin, a uniform number for each position.
         """
-        ids_PK = self.ids_PK[:, : kept.top]
-        log_probs_PK = (self.logits_PK[:, : kept.top] - self.normaliser_P[:, None]).half()
+        values_PK, ids_PK = self.top(kept.top)
+        log_probs_PK = (values_PK - self.normaliser_P[:, None]).half()
         # The tail is what the stored, rounded log-probabilities leave of 1.
         tail_P = torch.log1p(-log_probs_PK.float().exp().sum(-1).clamp_max(1.0))
-        mass_PV = self.exp_PV.scatter_(1, ids_PK, 0.0)
-        drawn_PR = draw(mass_PV, offset_P, kept.drawn)
+        drawn_PR = draw(self.exp_PV.scatter_(1, ids_PK, 0.0), offset_P, kept.drawn)
         return Signals(ids_PK.int(), log_probs_PK, tail_P, drawn_PR.int())
 
 
-def top(logits_NV: Tensor, count: int) -> Iterator[Top]:
-    """The `count` largest logits of each position, or all of them; some positions at a time."""
+def exact(logits_NV: Tensor) -> Iterator[Exact]:
+    """The distributions of logits of any type; some positions at a time."""
     for start in range(0, len(logits_NV), ROWS):
         where = slice(start, start + ROWS)
-        exact = logits_NV[where].float()
-        values, ids = exact.topk(min(count, exact.shape[-1]), dim=-1)
-        # A copy: where the logits are fp32, `exact` is the caller's own.
-        exp = (exact - values[:, :1]).exp_()
-        yield Top(where, values, ids, exp, exp.sum(-1).log_() + values[:, 0])
+        logits = logits_NV[where].float()
+        largest = logits.amax(-1, keepdim=True)
+        exp = (logits - largest).exp_()
+        yield Exact(where, logits, exp, exp.sum(-1).log_() + largest[:, 0])
 
 
 def draw(mass_PV: Tensor, offset_P: Tensor, count: int) -> Tensor:

@@ -24,7 +24,7 @@ from overproof.core.config import SampleConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.digest import sha256_bytes  # noqa: E402
 from overproof.core.workers import sharing, spread  # noqa: E402
-from overproof.teacher.distribution import Kept, Signals, Top, top  # noqa: E402
+from overproof.teacher.distribution import Exact, Kept, Signals, exact  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
@@ -176,12 +176,11 @@ class Sampler:
         self, rows: list[int], logits_LV: Tensor, free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
         """Draw a token for each of `rows`, and let go of the rows that end with it."""
-        kept = self.drawing.signals.top if self.drawing.signals else 0
-        for part in top(logits_LV, max(self.drawing.top_k, kept)):
+        for part in exact(logits_LV):
             yield from self._take(rows[part.where], part, free)
 
     def _take(
-        self, rows: list[int], part: Top, free: list[int]
+        self, rows: list[int], part: Exact, free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
         uniform_P = torch.tensor([self.live[row].next_uniform() for row in rows])
         tokens = choose(part, uniform_P, self.drawing).tolist()
@@ -247,17 +246,17 @@ class Sampler:
         return last
 
 
-def choose(part: Top, uniform_P: Tensor, drawing: Drawing) -> Tensor:
+def choose(part: Exact, uniform_P: Tensor, drawing: Drawing) -> Tensor:
     """Draw from the top of the logits by inverting the distribution function.
 
     Args:
-        part: the largest logits of each row, at least the drawing's own `top_k`, or all.
         uniform_P: a uniform number for each row.
 
     Returns:
         a token for each row, (P,).
     """
-    top_PK = part.logits_PK[:, : drawing.top_k]
+    # Taken apart from the signals' own: of equal logits, which come first depends on the count.
+    top_PK, ids_PK = part.top(drawing.top_k)
     mass_PK = torch.softmax(top_PK / drawing.temperature, dim=-1)
     before_PK = mass_PK.cumsum(-1) - mass_PK
     kept_PK = before_PK < drawing.top_p
@@ -267,7 +266,7 @@ def choose(part: Top, uniform_P: Tensor, drawing: Drawing) -> Tensor:
     threshold = uniform_P[:, None] * reached_PK[:, -1:]
     chosen = (reached_PK <= threshold).sum(-1, keepdim=True)
     chosen = chosen.minimum(kept_PK.sum(-1, keepdim=True) - 1)  # a uniform may round to 1
-    return part.ids_PK.gather(1, chosen)[:, 0]
+    return ids_PK.gather(1, chosen)[:, 0]
 
 
 class _Live:

@@ -33,9 +33,9 @@ from overproof.teacher.distribution import (  # noqa: E402
     SHARD_EXAMPLES,
     Kept,
     Signals,
+    exact,
     shard_file,
     shard_files,
-    top,
     write_shard,
 )
 from overproof.teacher.example import Example  # noqa: E402
@@ -86,7 +86,7 @@ def shard_signals(
     offset_N = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random(count))
     for where, logits_NV in answer_logits(model, prefix, examples, length):
         at = torch.from_numpy(where)
-        for part in top(logits_NV, kept.top):
+        for part in exact(logits_NV):
             rows = at[part.where]
             found.put(rows, part.signals(kept, offset_N[rows]))
     return found
