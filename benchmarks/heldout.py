@@ -17,14 +17,14 @@ from overproof.core import device
 
 device.prepare()
 
+from _finished import finished  # noqa: E402
 from overproof.core import artifact  # noqa: E402
-from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.host import machine  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.tally import DIFFERENCES  # noqa: E402
 from overproof.student import initial  # noqa: E402
-from overproof.teacher import answers, local  # noqa: E402
+from overproof.teacher import answers  # noqa: E402
 from overproof.teacher.forward import mixed  # noqa: E402
 
 ARMS = {"student": "student", "control": "control", "untrained": "initial"}
@@ -34,19 +34,12 @@ METRICS = ("kl_nats_per_token", "top1_agreement")
 def main() -> None:
     """Measure, print, and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "run", type=Path, nargs="?", default=Path("out/demo"), help="a finished run"
-    )
     parser.add_argument("--prompts", type=int, default=1500)
-    parser.add_argument("--teacher", help="where it is now, if it is a file or folder of yours")
-    given = parser.parse_args()
-    stages, report = given.run / "stages", given.run / "release/report.json"
-    if not report.is_file():
-        parser.error(f"no finished run at {given.run}; make one with: make demo")
-    recipe = Recipe.model_validate(json.loads(report.read_bytes())["recipe"])
-    asked = recipe.sample.model_copy(update={"prompts": 8, "heldout_prompts": given.prompts})
+    run = finished(parser)
+    recipe, stages = run.recipe, run.stages
+    asked = recipe.sample.model_copy(update={"prompts": 8, "heldout_prompts": run.given.prompts})
     wider = recipe.model_copy(update={"sample": asked})
-    teacher = local.load(given.teacher or recipe.teacher.model)
+    teacher = run.teacher()
     more = answers.sample(
         lambda: teacher,
         artifact.load(stages / "train"),
@@ -54,7 +47,7 @@ def main() -> None:
         teacher.resource,
         artifact.load(stages / "terms"),
         wider,
-        given.run / "heldout",
+        run.folder / "heldout",
     )
     texts = answers.read(more)
     vocabulary = initial.load(stages / "initial").vocabulary

@@ -26,6 +26,7 @@ device.prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from _finished import finished  # noqa: E402
 from overproof.core import artifact  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
@@ -113,25 +114,18 @@ def _padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
 def main() -> None:
     """Measure, print, and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "run", type=Path, nargs="?", default=Path("out/demo"), help="a finished run"
-    )
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--teacher", help="where it is now, if it is a file or folder of yours")
-    given = parser.parse_args()
-    stages, report = given.run / "stages", given.run / "release/report.json"
-    if not report.is_file():
-        parser.error(f"no finished run at {given.run}; make one with: make demo")
-    recipe = Recipe.model_validate(json.loads(report.read_bytes())["recipe"])
+    run = finished(parser)
+    recipe, stages = run.recipe, run.stages
     recipe = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"steps": given.steps})}
+        update={"train": recipe.train.model_copy(update={"steps": run.given.steps})}
     )
-    teacher = local.load(given.teacher or recipe.teacher.model)
+    teacher = run.teacher()
     answers = read(artifact.load(stages / "samples"))
     start = initial.load(stages / "initial")
     signals = SignalCache(stages / "signals")
     models, rates = {}, {}
-    with tempfile.TemporaryDirectory() as folder, meter("ours", given.steps, "steps") as bar:
+    with tempfile.TemporaryDirectory() as folder, meter("ours", run.given.steps, "steps") as bar:
         examples = Path(folder) / "examples"
         data = build_train_set(examples, answers.prefix, answers.train, start.vocabulary, signals)
         budget = answer_tokens(data, recipe)

@@ -32,7 +32,7 @@ PRODUCTS = (71e9, 189e9, 470e9, 1200e9)  # fp32 with AVX2 alone, bf16 in two hal
 RATES = {
     "sample": (85.0, 378.0, 820.0, 907.0),
     "signals": (300.0, 1060.0, 1900.0, 2704.0),  # (AVX2), (two halves)
-    "train": (210.0, 742.0, 1330.0, 1667.0),
+    "train": (210.0, 769.0, 1633.0, 1713.0),
     "evaluate": (33.0, 116.0, 207.0, 295.0),  # (AVX2), (whole); the teacher and three students
 }
 ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
