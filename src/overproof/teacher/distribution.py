@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from overproof.core.config import SignalConfig
+from overproof.core.disk import temporary
 
 ROWS = 16  # positions in fp32 at a time: 3 MB stay near the cache
 BLOCK = 64  # tokens whose mass is summed first: a draw looks into one block only
@@ -214,9 +215,9 @@ def shard_files(folder: Path) -> list[Path]:
 
 def write_shard(path: Path, signals: Signals) -> None:
     """Write one shard, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    save_file(dict(zip(ARRAYS, signals.arrays, strict=True)), temporary)
-    temporary.replace(path)
+    beside = temporary(path)
+    save_file(dict(zip(ARRAYS, signals.arrays, strict=True)), beside)
+    beside.replace(path)
 
 
 class SignalCache(Iterable[Signals]):

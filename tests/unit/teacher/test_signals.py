@@ -9,6 +9,7 @@ import torch
 
 from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.config import Recipe, find_recipe, load_recipe
+from overproof.core.disk import temporary
 from overproof.teacher import signals
 from overproof.teacher.distribution import Kept, SignalCache, Signals, draw, shard_file, write_shard
 from overproof.teacher.local import Teacher
@@ -127,7 +128,7 @@ def test_shards_are_kept_and_read_in_order(tmp_path: Path, monkeypatch: pytest.M
     one = shard_signals(model, HEAD, examples, ROOM, KEPT)
     torch.testing.assert_close(whole.tail_N, one.tail_N, rtol=1e-4, atol=1e-5)
     before = files[0].stat().st_mtime_ns
-    (tmp_path / "signals-00001.tmp").write_bytes(b"half a shard, cut by a kill")
+    temporary(shard_file(tmp_path, 1)).write_bytes(b"half a shard, cut by a kill")
     files[1].unlink()
     write()
     assert files[0].stat().st_mtime_ns == before
