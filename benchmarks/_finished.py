@@ -6,9 +6,14 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overproof.core.config import Recipe
+from overproof.core.console import meter
+from overproof.release.evaluate import evaluate
+from overproof.student.vocabulary import Vocabulary
 from overproof.teacher import local
+from overproof.teacher.answers import Answers
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,16 @@ class Finished:
     def stages(self) -> Path:
         """The folder of its stages."""
         return self.folder / "stages"
+
+    def evaluate(
+        self, teacher: local.Teacher, said: Answers, vocabulary: Vocabulary, models: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Measure models on the held-out answers, as the run did."""
+        with meter("evaluating", len(said.heldout), "prompts") as bar:
+            return evaluate(
+                teacher.model, said.prefix, said.heldout, vocabulary, models, self.recipe.evaluate,
+                seed=self.recipe.seed, length=self.recipe.train.sequence_length, meter=bar,
+            )  # fmt: skip
 
     def teacher(self) -> local.Teacher:
         """Load its teacher."""

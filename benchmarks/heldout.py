@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from overproof.core import device
 
 device.prepare()
 
 from _finished import finished  # noqa: E402
+from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
-from overproof.core.console import meter  # noqa: E402
-from overproof.core.host import machine  # noqa: E402
-from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.tally import DIFFERENCES  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.teacher import answers  # noqa: E402
@@ -56,13 +53,8 @@ def main() -> None:
         for name, folder in ARMS.items()
         if (stages / folder).is_dir()
     }
-    with meter("evaluating", len(texts.heldout), "prompts") as bar:
-        found = evaluate(
-            teacher.model, texts.prefix, texts.heldout, vocabulary, models,
-            recipe.evaluate, seed=recipe.seed, length=recipe.train.sequence_length, meter=bar,
-        )  # fmt: skip
-    result = {
-        "benchmark": "heldout",
+    found = run.evaluate(teacher, texts, vocabulary, models)
+    numbers = {
         "recipe": recipe.name,
         "student_sha256": artifact.load(stages / "student").sha256,
         "prompts": len(texts.heldout),
@@ -71,10 +63,8 @@ def main() -> None:
             name: {metric: rows[metric] for metric in METRICS}
             for name, rows in found[DIFFERENCES].items()
         },
-        "machine": machine(),
     }
-    file = Path(__file__).parent / "results/heldout.json"
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = keep("heldout", numbers)
     print(json.dumps(result, indent=2))
 
 

@@ -21,8 +21,8 @@ device.prepare()
 
 import torch  # noqa: E402
 
+from _results import keep  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
-from overproof.core.host import machine  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import shared_prefix  # noqa: E402
 from overproof.teacher.distribution import Kept  # noqa: E402
@@ -101,16 +101,13 @@ def main() -> None:
         }
         rows.append(row | {"ratio": row["ours"] / row["generate"]})
         print({name: round(value, 2) for name, value in rows[-1].items()}, flush=True)
-    result = {
-        "benchmark": "sample",
+    numbers = {
         "unit": "tokens per second",
         "median": {key: round(statistics.median(row[key] for row in rows), 2) for key in rows[0]},
         "rounds": rows,
         "settings": vars(given),
-        "machine": machine(),
     }
-    file = Path(__file__).parent / "results/sample.json"
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = keep("sample", numbers)
     print(json.dumps(result["median"]))
 
 

@@ -27,11 +27,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from _finished import finished  # noqa: E402
+from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
-from overproof.core.host import machine  # noqa: E402
-from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.student.examples import (  # noqa: E402
     StudentExample,
@@ -137,21 +136,14 @@ def main() -> None:
     models["plain"], seen, seconds = plain(start, teacher, answers, recipe, budget)
     rates["plain"] = seen / seconds
     note(f"plain: {rates['plain']:.0f} answer tokens/s")
-    with meter("evaluating", len(answers.heldout), "prompts") as bar:
-        found = evaluate(
-            teacher.model, answers.prefix, answers.heldout, start.vocabulary, models,
-            recipe.evaluate, seed=recipe.seed, length=recipe.train.sequence_length, meter=bar,
-        )  # fmt: skip
-    result = {
-        "benchmark": "train",
+    found = run.evaluate(teacher, answers, start.vocabulary, models)
+    numbers = {
         "answer_tokens": budget,
         "answer_tokens_per_second": {name: round(value, 1) for name, value in rates.items()},
         "ratio": round(rates["ours"] / rates["plain"], 2),
         "kl_nats_per_token": {name: found[name]["kl_nats_per_token"] for name in models},
-        "machine": machine(),
     }
-    file = Path(__file__).parent / "results/train.json"
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = keep("train", numbers)
     print(json.dumps(result, indent=2))
 
 

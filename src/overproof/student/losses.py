@@ -41,6 +41,7 @@ def bucket_kl(
     """
     grad_CV = logits_CV.clone()
     one_C = logits_CV.new_ones(len(logits_CV))
+    drawn_CR = ids_CK[:, :0] if drawn_CR is None else drawn_CR
     return _bucket_kl_(grad_CV, ids_CK, probs_CK, one_C, drawn_CR), grad_CV
 
 
@@ -49,7 +50,7 @@ def _bucket_kl_(
     ids_CK: Tensor,
     probs_CK: Tensor,
     weight_C: Tensor,
-    drawn_CR: Tensor | None,
+    drawn_CR: Tensor,
 ) -> Tensor:
     """`bucket_kl` in place: the logits become their gradient, times the position's weight.
 
@@ -71,7 +72,7 @@ def _bucket_kl_(
     loss_C = loss_C + _class_term(tail_p_C, tail_q_C.log())
     # d/dz: q minus p on the kept tokens; on the others q minus their share of the tail's p, which
     # is a drawn token's where there are any, and else in proportion to q.
-    if drawn_CR is None or drawn_CR.shape[-1] == 0:
+    if drawn_CR.shape[-1] == 0:
         exp_CV.mul_(((1.0 - tail_p_C / tail_q_C) / sum_C * weight_C).unsqueeze(-1))
     else:
         exp_CV.mul_((weight_C / sum_C).unsqueeze(-1))

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from overproof.core.config import SignalConfig
-from overproof.core.disk import temporary
+from overproof.core.disk import write_atomic
 
 ROWS = 16  # positions in fp32 at a time: 3 MB stay near the cache
 BLOCK = 64  # tokens whose mass is summed first: a draw looks into one block only
@@ -129,14 +129,10 @@ class Exact(NamedTuple):
     Attributes:
         where: which positions.
         logits_PV: of all tokens.
-        exp_PV: their exponentials, less the largest.
-        normaliser_P: log of the sum of the exponentials.
     """
 
     where: slice
     logits_PV: Tensor
-    exp_PV: Tensor
-    normaliser_P: Tensor
 
     def top(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` largest logits, or all, largest first, and whose they are.
@@ -147,16 +143,19 @@ class Exact(NamedTuple):
         return values_PK, ids_PK
 
     def signals(self, kept: Kept, offset_P: Tensor) -> Signals:
-        """What is kept of these positions. Spends `exp_PV`: the kept tokens' are set to 0.
+        """What is kept of these positions.
 
         Args:
             offset_P: where the draws begin, a uniform number for each position.
         """
         values_PK, ids_PK = self.top(kept.top)
-        log_probs_PK = (values_PK - self.normaliser_P[:, None]).half()
+        largest_P1 = self.logits_PV.amax(-1, keepdim=True)
+        exp_PV = (self.logits_PV - largest_P1).exp_()
+        normaliser_P1 = exp_PV.sum(-1, keepdim=True).log_() + largest_P1
+        log_probs_PK = (values_PK - normaliser_P1).half()
         # The tail is what the stored, rounded log-probabilities leave of 1.
         tail_P = torch.log1p(-log_probs_PK.float().exp().sum(-1).clamp_max(1.0))
-        drawn_PR = draw(self.exp_PV.scatter_(1, ids_PK, 0.0), offset_P, kept.drawn)
+        drawn_PR = draw(exp_PV.scatter_(1, ids_PK, 0.0), offset_P, kept.drawn)
         return Signals(ids_PK.int(), log_probs_PK, tail_P, drawn_PR.int())
 
 
@@ -164,10 +163,7 @@ def exact(logits_NV: Tensor) -> Iterator[Exact]:
     """The distributions of logits of any type; some positions at a time."""
     for start in range(0, len(logits_NV), ROWS):
         where = slice(start, start + ROWS)
-        logits = logits_NV[where].float()
-        largest = logits.amax(-1, keepdim=True)
-        exp = (logits - largest).exp_()
-        yield Exact(where, logits, exp, exp.sum(-1).log_() + largest[:, 0])
+        yield Exact(where, logits_NV[where].float())
 
 
 def draw(mass_PV: Tensor, offset_P: Tensor, count: int) -> Tensor:
@@ -215,9 +211,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 def write_shard(path: Path, signals: Signals) -> None:
     """Write one shard, whole or not at all."""
-    beside = temporary(path)
-    save_file(dict(zip(ARRAYS, signals.arrays, strict=True)), beside)
-    beside.replace(path)
+    write_atomic(path, save(dict(zip(ARRAYS, signals.arrays, strict=True))))
 
 
 class SignalCache(Iterable[Signals]):

@@ -1,0 +1,17 @@
+"""Where the results of benchmarks are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from overproof.core.host import machine
+
+
+def keep(benchmark: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Write a result with its benchmark's name and this machine; returns it whole."""
+    result = {"benchmark": benchmark, **numbers, "machine": machine()}
+    file = Path(__file__).parent / f"results/{benchmark}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
