@@ -31,6 +31,9 @@ SCRATCH = ".scratch"  # folder in a stage's work folder, for what helps to resum
 Json = dict[str, Any]
 
 
+FILE = "file:"  # the URI of a resource that only the maker's machine has
+
+
 @dataclass(frozen=True)
 class Resource:
     """An input that no stage made: a data file, a teacher's weights, the code.
@@ -46,6 +49,16 @@ class Resource:
     name: str
     uri: str
     sha256: str
+
+    @classmethod
+    def here(cls, kind: str, name: str, sha256: str) -> Resource:
+        """A file or folder of this machine, named without its folders."""
+        return cls(kind, name, f"{FILE}{name}", sha256)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it was given as a file or folder of the maker's machine."""
+        return self.uri.startswith(FILE)
 
 
 @dataclass(frozen=True)

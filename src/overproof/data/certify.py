@@ -163,7 +163,7 @@ def certify(
     # 1.
     lines = open_source(source, config.max_record_bytes * LINE_FACTOR)
     licence = licences.normalise(config.licence) if config.licence else None
-    given = Resource("source", source.name, f"file:{source.name}", sha256_file(source))
+    given = Resource.here("source", source.name, sha256_file(source))
     inputs: dict[str, Input] = {"source": given}
     if exclude is not None:
         check(exclude)

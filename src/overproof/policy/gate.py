@@ -30,19 +30,17 @@ class Teacher:
     """A model to learn from.
 
     Attributes:
-        name: as the user calls it; the terms are found by it.
+        name: as the user calls it, a path from the root; the terms are found by it.
         sha256: digest of its weights, 64 hex digits; None for a service.
-        stated: how a proof names it; None: by its name, without the folders of a path.
     """
 
     name: str
     sha256: str | None = None
-    stated: str | None = None
 
     @property
-    def in_proofs(self) -> str:
+    def stated(self) -> str:
         """How a proof names it."""
-        return self.stated or match.stated(self.name)
+        return match.stated(self.name)
 
 
 class Approval(Section):
@@ -114,7 +112,7 @@ class Ruling:
     @property
     def display(self) -> str:
         """The teacher as released files name it."""
-        return match.display(self.teacher.in_proofs)
+        return match.display(self.teacher.name)
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ class Decision:
 
     def _predicate(self, ruling: Ruling, done: Collection[str]) -> Json:
         predicate: Json = {
-            "teacher": {"name": ruling.teacher.in_proofs, "sha256": ruling.teacher.sha256},
+            "teacher": {"name": ruling.teacher.stated, "sha256": ruling.teacher.sha256},
             "channel": self.channel,
             "use": self.use,
             "on": self.on.isoformat(),
@@ -267,7 +265,9 @@ def _rule(teacher: Teacher, finding: Finding, approvals: Sequence[Approval]) -> 
         return Ruling(teacher, finding)
     rejected = []
     for approval in approvals:
-        if match.normalise(approval.teacher) != match.normalise(teacher.name):
+        # An approval travels: where somebody keeps the model says nothing.
+        asked, given = (match.normalise(match.display(n)) for n in (teacher.name, approval.teacher))
+        if asked != given:
             continue
         reason = approval.why_not(teacher, finding)
         if reason is None:

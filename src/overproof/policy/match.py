@@ -36,13 +36,17 @@ def forms(name: str) -> tuple[str, ...]:
 
 
 def display(name: str) -> str:
-    """How a released file names the teacher: a hub name as it is, a path without its folders."""
+    """How a released file names the teacher: a hub name as it is, a path without its folders.
+
+    A path into the hub's cache is named as the hub names the model. A relative path of two parts
+    looks like a hub name; who knows that it is a path gives it whole.
+    """
     text = name.strip().removeprefix(BUILTIN).removeprefix(HUB).rstrip("/\\")
-    return text if owner(name) else re.split(r"[/\\]", text)[-1]
+    return cached(text) or (text if owner(name) else re.split(r"[/\\]", text)[-1])
 
 
 def stated(name: str) -> str:
-    """How a proof names the teacher: as a recipe does, but a path without its folders."""
+    """How a proof names the teacher: as a recipe does, but a path as `display` does."""
     return name if name.startswith(BUILTIN) else display(name)
 
 

@@ -83,13 +83,13 @@ def permit(recipe: Recipe, teacher: Resource, weights: Path) -> tuple[Decision, 
     """What must be settled before the teacher's first token: today's verdict, what it demands.
 
     Args:
-        weights: the teacher's folder or file; licence texts beside it are used.
+        weights: the teacher's folder or file, from the root; licence texts beside it are used.
 
     Raises:
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
         UsageError: the name is no file name.
     """
-    given = Teacher(recipe.teacher.model, teacher.sha256, teacher.name)
+    given = Teacher(str(weights) if teacher.is_here else teacher.name, teacher.sha256)
     today = dt.datetime.now(dt.UTC).date()
     decision = decide([given], channel=recipe.teacher.channel, on=today).require()
     beside = texts_beside(weights, decision.obligations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from overproof.policy import match
 from overproof.policy.lookup import Finding, known_families, lookup, nearest_family
 from overproof.policy.rows import CHANNELS, Obligation, Row
 from overproof.policy.verdict import Verdict
@@ -54,7 +55,7 @@ def duty(obligation: Obligation) -> str:
 def what_allows(found: Finding) -> list[str]:
     """What would turn a refusal into a permission, the surest first."""
     ways = [
-        f"a signed approval that names teacher {found.model!r} and terms digest "
+        f"a signed approval that names teacher {match.stated(found.model)!r} and terms digest "
         f"{found.terms_digest} (docs/terms.md; the gate takes one from a program, no verb yet)"
     ]
     if not found.deciding.rows:

@@ -199,7 +199,7 @@ def _terms(decision: Decision, plan: Plan) -> Json:
 def recipe_without_folders(recipe: Recipe, teacher: Resource) -> Json:
     """The recipe as run; of a path on the maker's machine its last part."""
     found: Json = recipe.model_dump(mode="json")
-    if teacher.uri.startswith("file:"):
+    if teacher.is_here:
         found["teacher"]["model"] = teacher.name
     for key in ("train", "heldout"):
         path = Path(found["data"][key])

@@ -155,7 +155,8 @@ def identify(name: str) -> tuple[Path, Resource]:
     """Find a teacher's files and their digest, without loading it.
 
     Returns:
-        the GGUF file or the model folder, and the resource that stands for it in every proof.
+        the GGUF file or the model folder, from the root, and the resource that stands for it in
+        every proof.
 
     Raises:
         UsageError: an unknown built-in, or nothing of that name.
@@ -164,15 +165,17 @@ def identify(name: str) -> tuple[Path, Resource]:
     """
     if name.startswith(BUILTIN_PREFIX):
         return _builtin(name)
-    path = Path(name).expanduser()
+    # From the root, for nobody to take a folder for a publisher; a link stays what it is called.
+    path = Path(os.path.abspath(Path(name).expanduser()))  # noqa: PTH100
+    stated = match.stated(str(path))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UsageError(
-                f"no teacher at {path}", hint="give a path to a .gguf file that exists"
+                f"no teacher at {name}", hint="give a path to a .gguf file that exists"
             )
-        return path, _local(path, sha256_file(path))
+        return path, Resource.here("teacher", stated, sha256_file(path))
     if path.is_dir():
-        return path, _local(path, _folder_digest(path))
+        return path, Resource.here("teacher", stated, _folder_digest(path))
     if "/" not in name or name.startswith((".", "/", "~")):
         raise UsageError(
             f"no teacher {name!r}",
@@ -180,13 +183,6 @@ def identify(name: str) -> tuple[Path, Resource]:
             hint="give builtin:NAME, a model folder, a .gguf file, or OWNER/NAME on the hub",
         )
     return _from_hub(name)
-
-
-def _local(path: Path, sha256: str) -> Resource:
-    """Named by its last part, or by its place in the hub's cache: no proof has its folders."""
-    whole = os.path.abspath(path)  # a link stays what it is called  # noqa: PTH100
-    name = match.cached(whole) or Path(whole).name
-    return Resource("teacher", name, f"file:{name}", sha256)
 
 
 def load(name: str) -> Teacher:

@@ -154,6 +154,17 @@ def test_an_approval_for_these_weights_counts() -> None:
     assert decide([teacher], channel="weights", on=TODAY, approvals=[given]).verdict.permits
 
 
+def test_an_approval_counts_wherever_the_model_lies() -> None:
+    for given, asked, counts in (
+        ("/home/jane/wonder", "/srv/models/wonder/", True),
+        ("/hub/models--acme--wonder/snapshots/abc", "acme/wonder", True),
+        ("acme/wonder", "/srv/models/wonder", False),
+    ):
+        approvals = [approval(given)]
+        decision = decide([Teacher(asked)], channel="weights", on=TODAY, approvals=approvals)
+        assert decision.verdict.permits == counts, given
+
+
 def payload(**change) -> bytes:
     fields = approval("acme/wonder").model_dump(mode="json", exclude={"approver"})
     return json.dumps({**fields, **change}).encode()

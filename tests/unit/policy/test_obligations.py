@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 
 import pytest
 
+from overproof.core.config import find_recipe, load_recipe
 from overproof.core.contract import CARD, NOTICE
 from overproof.core.errors import PolicyError, StageError, UsageError
 from overproof.policy.gate import Decision, Teacher, decide
@@ -16,6 +18,7 @@ from overproof.policy.obligations import (
     carry_out,
     done,
     own_text,
+    permit,
     raise_unmet,
     recheck,
     rename,
@@ -23,6 +26,7 @@ from overproof.policy.obligations import (
     unmet,
 )
 from overproof.policy.rows import Obligation, load_rows
+from overproof.teacher.local import identify
 
 TODAY = date(2026, 11, 24)
 GEMMA_TEXT = "Gemma Terms of Use\n" + "terms " * 200
@@ -209,3 +213,16 @@ def test_shipped_licence_texts_are_whole() -> None:
 def test_no_local_path_reaches_the_notice() -> None:
     plan = carry_out(decision("/home/someone/private/Llama-3.1-8B"), "flash")
     assert "private" not in plan.notice_text
+
+
+def test_a_folder_of_this_machine_is_no_publisher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "private/Llama-3.1-8B").mkdir(parents=True)
+    (tmp_path / "private/Llama-3.1-8B/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(find_recipe("support"), ["teacher.model=private/Llama-3.1-8B"])
+    place, teacher = identify(recipe.teacher.model)
+    found, plan = permit(recipe, teacher, place)
+    assert "private" not in json.dumps([found.predicates(), plan.notice_text, plan.card_lines])
+    assert plan.name.startswith("Llama-")
