@@ -73,7 +73,7 @@ def plain(
         few, spelled = list[Example](), list[StudentExample]()
         while not few or seen < budget * (step + 1) / recipe.train.steps:
             few.append(answers.train[order[at % len(order)]])
-            spelled.append(respell(few[-1], vocabulary))
+            spelled.append(respell(few[-1], vocabulary, prompt=recipe.signals.prompts))
             seen += sum(place >= 0 for place in spelled[-1].teacher_positions)
             seen += sum(spelled[-1].spelled)  # our trainer counts these pieces too
             at += 1
@@ -85,7 +85,8 @@ def plain(
             mine = student(**_padded(ours)).logits
         loss, count = torch.zeros(()), 0
         for row, (one, words) in enumerate(zip(few, spelled, strict=True)):
-            there = len(answers.prefix) + np.array(one.targets)
+            wanted = one.targets(prompt=recipe.signals.prompts)
+            there = len(answers.prefix) + np.array(wanted)
             here = len(head) + np.flatnonzero(np.array(words.teacher_positions) >= 0)
             p = torch.softmax(logits[row, there].float(), -1).clone()
             target = torch.zeros(len(there), vocabulary.size).index_add_(1, columns, p)
@@ -126,7 +127,14 @@ def main() -> None:
     models, rates = {}, {}
     with tempfile.TemporaryDirectory() as folder, meter("ours", run.given.steps, "steps") as bar:
         examples = Path(folder) / "examples"
-        data = build_train_set(examples, answers.prefix, answers.train, start.vocabulary, signals)
+        data = build_train_set(
+            examples,
+            answers.prefix,
+            answers.train,
+            start.vocabulary,
+            signals,
+            prompts=recipe.signals.prompts,
+        )
         budget = answer_tokens(data, recipe)
         model, began = copy.deepcopy(start.model), time.perf_counter()
         train(model, examples, recipe.train, recipe.seed, Path(folder), bar)

@@ -59,8 +59,9 @@ def plan(recipe: Recipe, path: Path) -> Json:
     answer, examples = _answer_tokens(recipe), _examples(recipe)
     seconds = _seconds(recipe, teacher, student)
     trainers = min(device.cores(), recipe.train.sequences)
-    example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
-    signal_bytes = examples * answer * Kept.of(recipe.signals).bytes
+    tokens = examples * (answer + PROMPT_TOKENS)
+    example_bytes = tokens * BYTES_PER_TOKEN
+    signal_bytes = tokens * Kept.of(recipe.signals).bytes
     return {
         "recipe": recipe.name,
         "data": {
@@ -82,8 +83,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
             + PROCESS_BYTES * (device.cores() + 1)
             + example_bytes * (trainers + 1)
         ),
-        # Signals, and what the student trains on: as much again or more, also at the prompt's.
-        "expected_disk_bytes": round(16 * student.all + 2 * teacher.all + 3 * signal_bytes),
+        # Signals, and what the student trains on: as much again or more.
+        "expected_disk_bytes": round(16 * student.all + 2 * teacher.all + 2.5 * signal_bytes),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,

@@ -75,6 +75,11 @@ class SignalConfig(Section):
         description="tokens drawn from the tail a position, which stand for all of it; 0: training "
         "knows the tail's mass alone",
     )
+    prompts: bool = Field(
+        True,
+        description="kept inside the prompts too: the student follows the teacher there as well, "
+        "and learns more from the same text",
+    )
     while_sampling: bool = Field(
         True,
         description="kept while the answers are drawn; false: by a pass of its own over them, and "

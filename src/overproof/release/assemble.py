@@ -285,6 +285,7 @@ def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
     train, student = recipe.train, recipe.student
     wide, drawn = student.mlp_width, parts.samples.facts
     draws = recipe.signals.tail_draws
+    inside = "its answers, and inside the prompts," if recipe.signals.prompts else "its answers"
     drawn_from_tail = f", and {draws} tokens drawn from these by their probability" if draws else ""
     width = "the teacher's MLPs" if wide is None else f"MLPs of {wide:,} units"
     return (
@@ -293,7 +294,7 @@ def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
         f"{recipe.sample.temperature:g}, from its {recipe.sample.top_k} most likely tokens and the "
         f"likeliest {recipe.sample.top_p:.0%} of their mass, "
         f"{recipe.sample.max_new_tokens} tokens at most. Its {recipe.signals.top_k} most likely "
-        "tokens at each position of its answers were cached with their log-probabilities, the "
+        f"tokens at each position of {inside} were cached with their log-probabilities, the "
         f"mass of all others{drawn_from_tail}.",
         f"The student is the teacher with {student.layers} layers ({student.importance}), "
         f"{width} and "

@@ -32,7 +32,7 @@ from overproof.student.examples import NO_TARGET, StudentExample, respell  # noq
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import layers_dtype, logits_at, mixed  # noqa: E402
-from overproof.teacher.signals import answer_logits  # noqa: E402
+from overproof.teacher.signals import target_logits  # noqa: E402
 
 GROUP = 8  # examples scored together: bounds the memory of the teacher's full distributions
 PRODUCTS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -150,7 +150,7 @@ def _truth(teacher: Any, prefix: Sequence[int], group: Sequence[Example], length
     count = sum(len(example.answer) for example in group)
     found = torch.empty(count, teacher.config.vocab_size)
     length = _fit(prefix, [example.tokens for example in group], length)
-    for where, logits in answer_logits(teacher, prefix, group, length):
+    for where, logits in target_logits(teacher, prefix, group, length):
         found[torch.from_numpy(where)] = torch.log_softmax(logits.float(), dim=-1)
     return found
 

@@ -45,6 +45,7 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
             answers.train,
             start.vocabulary,
             signals,
+            prompts=signals is not None and recipe.signals.prompts,
         )
         device.release_memory()  # the projection's temporaries, before the workers need room
         with meter(f"training {kind}", recipe.train.steps, "steps") as progress:

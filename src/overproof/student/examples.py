@@ -32,9 +32,10 @@ class StudentExample:
 
     Attributes:
         tokens: its tokens after the shared prefix.
-        teacher_positions: for each token the answer position of the teacher (counted within
+        teacher_positions: for each token the position of the teacher (its targets counted within
             the example) whose distribution its successor is drawn from; -1 where there is none:
-            in the prompt, at the end, and inside a token that the student spells in pieces.
+            in the prompt unless it is wanted, at the end, and inside a token that the student
+            spells in pieces.
         spelled: whether the successor is a later piece of a token that the student lacks.
     """
 
@@ -43,18 +44,22 @@ class StudentExample:
     spelled: list[bool]
 
 
-def respell(example: Example, vocabulary: Vocabulary) -> StudentExample:
-    """Write an example in the student's tokens, and align it with the teacher's."""
+def respell(example: Example, vocabulary: Vocabulary, *, prompt: bool = False) -> StudentExample:
+    """Write an example in the student's tokens, and align it with the teacher's.
+
+    Args:
+        prompt: the prompt has targets too, see `Example.targets`.
+    """
+    start = example.targets(prompt=prompt).start
     tokens: list[int] = []
     positions: list[int] = []
     spelled: list[bool] = []
     for index, token in enumerate(example.tokens):
         for number, piece in enumerate(vocabulary.pieces(token)):
             if tokens:  # what the token before this one predicts
-                answer = index >= len(example.prompt)
-                first = number == 0
-                positions[-1] = index - len(example.prompt) if answer and first else NO_TARGET
-                spelled[-1] = answer and not first
+                wanted, first = index > start, number == 0
+                positions[-1] = index - 1 - start if wanted and first else NO_TARGET
+                spelled[-1] = wanted and not first
             tokens.append(piece)
             positions.append(NO_TARGET)
             spelled.append(False)
@@ -129,6 +134,8 @@ def build_train_set(
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     signals: Iterable[Signals] | None,
+    *,
+    prompts: bool = False,
 ) -> TrainSet:
     """Write the targets of every position of every example, and map them.
 
@@ -136,6 +143,7 @@ def build_train_set(
         folder: where the arrays go; one that is there is whole, and is kept.
         signals: the teacher's, in the order of the examples; None for the control arm, whose
             target is the next token alone.
+        prompts: whether the prompts' positions have signals, and are learned, too.
 
     Raises:
         StageError: the signals are not those of these examples.
@@ -143,7 +151,8 @@ def build_train_set(
     if not folder.is_dir():
         part = folder.with_name(f"{folder.name}.part")
         part.mkdir(parents=True, exist_ok=True)
-        _write(part, prefix, examples, vocabulary, signals)
+        respelled = [respell(example, vocabulary, prompt=prompts) for example in examples]
+        _write(part, prefix, respelled, vocabulary, signals)
         part.rename(folder)
     return TrainSet.map(folder)
 
@@ -151,11 +160,10 @@ def build_train_set(
 def _write(
     folder: Path,
     prefix: Sequence[int],
-    examples: Sequence[Example],
+    respelled: Sequence[StudentExample],
     vocabulary: Vocabulary,
     signals: Iterable[Signals] | None,
 ) -> None:
-    respelled = [respell(example, vocabulary) for example in examples]
     tokens = np.array([token for one in respelled for token in one.tokens])
     position = np.array([place for one in respelled for place in one.teacher_positions])
     drawn = position != NO_TARGET

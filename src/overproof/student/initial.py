@@ -30,7 +30,7 @@ from overproof.teacher.answers import read  # noqa: E402
 from overproof.teacher.distribution import SignalCache, Signals  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
-from overproof.teacher.signals import answer_mask  # noqa: E402
+from overproof.teacher.signals import answer_rows, target_mask  # noqa: E402
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
@@ -126,11 +126,12 @@ def initial(
 
     def make_it(work: Work) -> Json:
         teacher, answers = load(), read(samples)
+        only = answer_rows(answers.train) if recipe.signals.prompts else None
         made = make(
             teacher,
             answers.prefix,
             answers.train,
-            SignalCache(signals.path),
+            SignalCache(signals.path, only),
             recipe.student,
             recipe.train.sequence_length,
         )
@@ -260,7 +261,7 @@ def _calibration(
 ) -> importance.Calibration:
     few = _few(examples, tokens)
     batch = pack(prefix, [example.tokens for example in few], length)
-    wanted = answer_mask(few)
+    wanted = target_mask(few)
     picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
     number = torch.from_numpy((np.cumsum(wanted) - 1)[batch.source_RT[picked]])
     shards, have = list[Signals](), 0

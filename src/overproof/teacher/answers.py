@@ -60,7 +60,8 @@ def sample(
 
     1. Draw the prompts by the recipe's seed; render them with the teacher's chat template.
     2. Draw the answers, several a training prompt if the recipe says so; each is kept in a
-       journal as soon as it ends, a training answer with its signals if the recipe says so.
+       journal as soon as it ends, a training answer with its signals (and those of its prompt)
+       if the recipe says so.
     3. Write them draw after draw, in the order of the prompts, a prompt's equal answers once.
        Signals are written in the same order.
 
@@ -170,6 +171,10 @@ class _Said(NamedTuple):
     request: Request
     tokens: list[int]
 
+    def positions(self, kept: Kept) -> int:
+        """How many have signals."""
+        return kept.prompts * (len(self.request.ids) - 1) + len(self.tokens)
+
 
 def _unique(requests: Sequence[Request], journal: Journal) -> list[_Said]:
     """The answers in the order of the requests, a prompt's equal answers once."""
@@ -193,8 +198,8 @@ def _write_signals(folder: Path, said: Sequence[_Said], journal: Journal, kept: 
     """Write the signals that were kept beside the answers, in the same order."""
     for number, start in enumerate(range(0, len(said), SHARD_EXAMPLES)):
         parts = [
-            Signals.from_bytes(journal.signals(request.key), len(tokens), kept.drawn)
-            for request, tokens in said[start : start + SHARD_EXAMPLES]
+            Signals.from_bytes(journal.signals(one.request.key), one.positions(kept), kept.drawn)
+            for one in said[start : start + SHARD_EXAMPLES]
         ]
         write_shard(shard_file(folder, number), Signals.joined(parts))
 

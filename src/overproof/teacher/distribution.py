@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -35,19 +36,21 @@ class Kept(NamedTuple):
 
     Attributes:
         top: most likely tokens. drawn: tokens drawn from all others.
+        prompts: whether the positions inside a prompt are kept too.
     """
 
     top: int
     drawn: int = 0
+    prompts: bool = False
 
     @staticmethod
     def of(config: SignalConfig) -> Kept:
         """As the recipe says."""
-        return Kept(config.top_k, config.tail_draws)
+        return Kept(config.top_k, config.tail_draws, config.prompts)
 
     def within(self, vocabulary: int) -> Kept:
         """No more than there is: where every token is kept, none is left to be drawn."""
-        return self if self.top < vocabulary else Kept(vocabulary, 0)
+        return self if self.top < vocabulary else self._replace(top=vocabulary, drawn=0)
 
     @property
     def bytes(self) -> int:
@@ -218,12 +221,24 @@ class SignalCache(Iterable[Signals]):
     """A finished cache: its shards, one at a time, in the order of the examples.
 
     A long run's signals take gigabytes, a shard ten megabytes.
+
+    Args:
+        only: which of all positions are wanted; None: every one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: NDArray[np.bool_] | None = None) -> None:
         self._shards = shard_files(folder)
+        self._only = only
 
     def __iter__(self) -> Iterator[Signals]:
+        start = 0
         for path in self._shards:
             shard = load_file(path)
-            yield Signals(*(shard[name] for name in ARRAYS))
+            found = Signals(*(shard[name] for name in ARRAYS))
+            stop = start + len(found.tail_N)
+            yield found if self._only is None else found.rows(self._mask(start, stop))
+            start = stop
+
+    def _mask(self, start: int, stop: int) -> Tensor:
+        assert self._only is not None
+        return torch.from_numpy(self._only[start:stop])

@@ -18,7 +18,10 @@ class Example:
         """Prompt and answer in one."""
         return self.prompt + self.answer
 
-    @property
-    def targets(self) -> range:
-        """Positions (of `tokens`) whose successor belongs to the answer."""
-        return range(len(self.prompt) - 1, len(self.tokens) - 1)
+    def targets(self, *, prompt: bool = False) -> range:
+        """Positions (of `tokens`) whose successor belongs to the answer.
+
+        Args:
+            prompt: or to the prompt: every position but the last.
+        """
+        return range(0 if prompt else len(self.prompt) - 1, len(self.tokens) - 1)

@@ -41,8 +41,8 @@ class Request:
         key: names it in the journal: key of the record, and number of the draw.
         ids: the prompt's tokens after the shared prefix.
         seed: of this request alone, so that its draws do not depend on any other.
-        signals: whether the distributions that its answer is drawn from are kept, as many tokens
-            of each as the drawing says.
+        signals: whether the distributions that its answer is drawn from are kept, as much of each
+            as the drawing says.
     """
 
     key: str
@@ -105,7 +105,8 @@ class Answer(NamedTuple):
 
     Attributes:
         tokens: the last one is a stop token, or the longest length is reached.
-        signals: its distribution where it drew each of them, if the request wants it kept.
+        signals: its distribution where it drew each of them, if the request wants it kept; before
+            them those inside the prompt, if the drawing says so.
     """
 
     tokens: list[int]
@@ -165,12 +166,27 @@ class Sampler:
     def _admit(
         self, rows: list[int], taken: list[Request], free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
-        last_PD = self._prefill(rows, [request.ids for request in taken])
-        for row, request in zip(rows, taken, strict=True):
+        hidden_PSD = self._prefill(rows, [request.ids for request in taken])
+        ends = [len(request.ids) - 1 for request in taken]
+        for number, (row, request) in enumerate(zip(rows, taken, strict=True)):
             self.live[row] = _Live(request, self.drawing)
-            self.columns_B[row] = self.cache.prefix + len(request.ids) - 1
+            self.columns_B[row] = self.cache.prefix + ends[number]
+            self._read(self.live[row], hidden_PSD[number])
         # The head too always sees `PREFILL_ROWS` rows: one row alone takes another kernel.
+        filled = ends + ends[:1] * (len(hidden_PSD) - len(ends))
+        last_PD = hidden_PSD[torch.arange(len(filled)), filled]
         yield from self._settle(rows, self.model.lm_head(last_PD)[: len(rows)], free)
+
+    def _read(self, live: _Live, hidden_SD: Tensor) -> None:
+        """Keep the distributions inside a prompt, if they are wanted."""
+        kept = self.drawing.signals
+        if not (kept and kept.prompts and live.keeps):
+            return
+        # The whole width, filler too: a shape that depends on the prompt's length alone.
+        logits_SV = self.model.lm_head(hidden_SD)[: len(live.request.ids) - 1]
+        offset_S = live.prompt_offsets()
+        for part in exact(logits_SV):
+            live.keep(part.signals(kept, offset_S[part.where]))
 
     def _settle(
         self, rows: list[int], logits_LV: Tensor, free: list[int]
@@ -218,9 +234,9 @@ class Sampler:
         return logits
 
     def _prefill(self, rows: list[int], prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Take prompts into their slots; returns the last hidden states, (PREFILL_ROWS, D).
+        """Take prompts into their slots; returns the hidden states, (PREFILL_ROWS, S, D).
 
-        Those of `prompts` come first; what follows is filler.
+        Those of `prompts` come first, and of each its own tokens; what follows is filler.
         """
         cache, start = self.cache, self.cache.prefix
         # Always the same number of rows, filled up with copies of the first, so that the
@@ -234,16 +250,14 @@ class Sampler:
         cache.rows = torch.tensor([*rows, *[rows[0]] * (len(padded) - len(rows))])
         seen_ST = torch.ones(width, start + width, dtype=torch.bool).tril(start)
         positions = torch.arange(start, start + width).expand(len(padded), width)
-        hidden_BSD = self.model.model(
+        hidden_PSD: Tensor = self.model.model(
             input_ids=ids,
             attention_mask=_additive(seen_ST, self.model.dtype)[None, None],
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        ends = torch.tensor([len(prompt) - 1 for prompt in padded])
-        last: Tensor = hidden_BSD[torch.arange(len(padded)), ends]
-        return last
+        return hidden_PSD
 
 
 def choose(part: Exact, uniform_P: Tensor, drawing: Drawing) -> Tensor:
@@ -276,9 +290,8 @@ class _Live:
         self.request, self.tokens = request, list[int]()
         source = np.random.Generator(np.random.Philox(request.seed))
         self._uniform = source.random(drawing.max_new_tokens)
-        # A stream of its own: whether signals are kept changes no answer.
-        apart = np.random.Generator(np.random.Philox(request.seed).jumped())
-        self._offset = apart.random(drawing.max_new_tokens)
+        # Streams of their own: whether signals are kept changes no answer.
+        self._offset = self._stream(1).random(drawing.max_new_tokens)
         self.keeps = request.signals
         self._signals: list[Signals] = []
 
@@ -288,11 +301,22 @@ class _Live:
     def next_offset(self) -> float:
         return float(self._offset[len(self.tokens)])
 
+    def prompt_offsets(self) -> Tensor:
+        """A uniform number for each position inside the prompt."""
+        return torch.from_numpy(self._stream(2).random(len(self.request.ids) - 1))
+
     def add(self, token: int, signals: Signals | None, row: int) -> None:
         """The next token, and the distribution that it was drawn from."""
         self.tokens.append(token)
         if self.keeps and signals:
-            self._signals.append(signals.rows(slice(row, row + 1)))
+            self.keep(signals.rows(slice(row, row + 1)))
+
+    def keep(self, signals: Signals) -> None:
+        """The distributions of the positions that follow those kept so far."""
+        self._signals.append(signals)
+
+    def _stream(self, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(self.request.seed).jumped(number))
 
     def answer(self) -> Answer:
         return Answer(self.tokens, Signals.joined(self._signals) if self._signals else None)

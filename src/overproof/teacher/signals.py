@@ -1,4 +1,5 @@
-"""The logit cache: the teacher's distribution at each position of its own answers.
+"""The logit cache: the teacher's distribution at each position of its answers and of prompts.
+
 
 Kept while the answers are drawn, where the teacher computes it anyway; or by a pass of its own
 over finished answers.
@@ -47,26 +48,34 @@ BATCH_SEQUENCES = 4  # their logits, 1,024 x 49,152 in fp32, take 200 MB
 Shard = tuple[Path, Sequence[Example]]
 
 
-def answer_mask(examples: Sequence[Example]) -> NDArray[np.bool_]:
-    """Over the concatenation of all examples' tokens: is the successor part of the answer?"""
+def target_mask(examples: Sequence[Example], *, prompts: bool = False) -> NDArray[np.bool_]:
+    """Over the concatenation of all examples' tokens: which are targets, see `Example.targets`."""
     wanted = np.zeros(sum(len(example.tokens) for example in examples), np.bool_)
     start = 0
     for example in examples:
-        wanted[start + example.targets.start : start + example.targets.stop] = True
+        targets = example.targets(prompt=prompts)
+        wanted[start + targets.start : start + targets.stop] = True
         start += len(example.tokens)
     return wanted
 
 
-def answer_logits(
+def answer_rows(examples: Sequence[Example]) -> NDArray[np.bool_]:
+    """Over the signals of prompts and answers: which are an answer's?"""
+    return target_mask(examples)[target_mask(examples, prompts=True)]
+
+
+def target_logits(
     model: Any,
     prefix: Sequence[int],
     examples: Sequence[Example],
     length: int,
+    *,
+    prompts: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Logits at every answer position of the examples, see `forward.logits_at`."""
+    """Logits at every target of the examples, see `Example.targets` and `forward.logits_at`."""
     texts = [example.tokens for example in examples]
     packed = pack(prefix, texts, length, longest_first(texts))
-    return logits_at(model, packed, answer_mask(examples), BATCH_SEQUENCES)
+    return logits_at(model, packed, target_mask(examples, prompts=prompts), BATCH_SEQUENCES)
 
 
 def shard_signals(
@@ -79,12 +88,13 @@ def shard_signals(
             log-probabilities are normalised in fp32.
         length: tokens a packed sequence.
     """
-    count = int(answer_mask(examples).sum())
+    count = sum(len(example.targets(prompt=kept.prompts)) for example in examples)
     kept = kept.within(model.config.vocab_size)
     found = Signals.empty(count, kept)
     seed = int(sha256_json([[one.key, *one.answer] for one in examples])[:15], 16)
     offset_N = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random(count))
-    for where, logits_NV in answer_logits(model, prefix, examples, length):
+    found_at = target_logits(model, prefix, examples, length, prompts=kept.prompts)
+    for where, logits_NV in found_at:
         at = torch.from_numpy(where)
         for part in exact(logits_NV):
             rows = at[part.where]
@@ -155,7 +165,7 @@ def _work(
 def cache(
     load: Callable[[], Teacher], samples: Artifact, recipe: Recipe, resource: Resource, store: Path
 ) -> Artifact:
-    """The stage `signals`: the teacher's distributions over its training answers.
+    """The stage `signals`: the teacher's distributions over prompts and its training answers.
 
     Those that were kept while the answers were drawn are taken over as they are. Otherwise the
     teacher reads its answers once more.
@@ -171,7 +181,9 @@ def cache(
             link_or_copy(shard, work.folder / shard.name)
         if not kept:
             own_pass(work, answers)
-        return {"positions": sum(len(example.answer) for example in answers.train)}
+        prompts = recipe.signals.prompts
+        counts = (len(example.targets(prompt=prompts)) for example in answers.train)
+        return {"positions": sum(counts)}
 
     def own_pass(work: Work, answers: Answers) -> None:
         tokens = sum(len(example.tokens) for example in answers.train)

@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_the_definition(teacher) -> None:
     kl, hits, nll, count = 0.0, 0, 0.0, 0
     for example in tiny.examples(30):
         text = [*training.HEAD, *example.tokens]
-        rows = [len(training.HEAD) + place for place in example.targets]
+        rows = [len(training.HEAD) + place for place in example.targets()]
         log_p = tiny.alone(teacher, text)[rows].double().log_softmax(-1)
         log_q = tiny.alone(other, text)[rows].double().log_softmax(-1)
         kl += float((log_p.exp() * (log_p - log_q)).sum())
@@ -112,7 +112,7 @@ def test_spelled_tokens_count_as_misses_and_their_later_pieces_cost(teacher) -> 
         int(row.argmax())
         for one in examples
         for row in tiny.alone(teacher, [*training.HEAD, *one.tokens])[
-            [len(training.HEAD) + place for place in one.targets]
+            [len(training.HEAD) + place for place in one.targets()]
         ]
     ]
     sayable = vocabulary.kept_U[best].mean()

@@ -88,22 +88,25 @@ def test_a_set_of_signals_without_draws(small: Vocabulary, tmp_path: Path) -> No
     assert data.drawn_NR.shape == (len(data.tokens_N), 0)
 
 
+@pytest.mark.parametrize("prompts", [False, True])
 def test_a_set_lines_up_with_the_teacher(
-    small: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: bool
 ) -> None:
     examples = tiny.examples(12)
     parts = [
-        shard_signals(tiny.model(), training.HEAD, some, training.ROOM, Kept(8, 3))
+        shard_signals(tiny.model(), training.HEAD, some, training.ROOM, Kept(8, 3, prompts))
         for some in (examples[:5], examples[5:])
     ]
     chunks = [chunk for part in parts for chunk in project(part, small, 8)]
     ids, probs, drawn = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
     monkeypatch.setattr(module, "PROJECT_ROWS", 7)
-    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, parts)
+    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, parts, prompts=prompts)
     assert [piece for t in training.HEAD for piece in small.pieces(t)] == data.prefix.tolist()
     start, row = 0, 0
     for example in examples:
-        one = respell(example, small)
+        one = respell(example, small, prompt=prompts)
+        own = [position for position in one.teacher_positions if position != NO_TARGET]
+        assert own == list(range(len(example.targets(prompt=prompts))))
         for place, position in enumerate(one.teacher_positions):
             at = start + place
             assert data.tokens_N[at] == one.tokens[place]
@@ -115,7 +118,7 @@ def test_a_set_lines_up_with_the_teacher(
             elif one.spelled[place]:
                 assert data.ids_NK[at, 0] == one.tokens[place + 1]
                 assert data.probs_NK[at].tolist() == [1.0] + [0.0] * 7
-        start, row = start + len(one.tokens), row + len(example.answer)
+        start, row = start + len(one.tokens), row + len(own)
     assert start == len(data.tokens_N)
 
 

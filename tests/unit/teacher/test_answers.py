@@ -47,7 +47,8 @@ def test_the_prefix_is_shared_by_all_and_as_long_as_can_be(prompts: list[list[in
 def test_targets_are_the_places_before_answer_tokens() -> None:
     example = Example("k", (1, 2, 3), (4, 5))
     assert example.tokens == (1, 2, 3, 4, 5)
-    assert [example.tokens[place + 1] for place in example.targets] == [4, 5]
+    assert [example.tokens[place + 1] for place in example.targets()] == [4, 5]
+    assert [example.tokens[place + 1] for place in example.targets(prompt=True)] == [2, 3, 4, 5]
 
 
 def test_a_record_that_is_no_prompt_is_told() -> None:
@@ -62,7 +63,9 @@ def test_a_record_that_is_no_prompt_is_told() -> None:
         assert "record abc" in caught.value.render()
 
 
-def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prompts", [False, True])
+def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path, prompts: bool) -> None:
+    """Prompt `a` has one position inside, prompt `b` none."""
     requests = [
         Request.make(key, ids, 0, draw, signals=True)
         for draw in (0, 1, 2)
@@ -71,16 +74,17 @@ def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path) -> None:
     said = {"a/0": [7], "b/0": [7], "a/1": [7], "b/1": [8, 5], "a/2": [9], "b/2": [7]}
     journal = Journal(tmp_path / "journal")
     for number, (key, tokens) in enumerate(reversed(said.items())):
+        size = len(tokens) + (prompts and key.startswith("a"))
         signals = Signals(
-            torch.full((len(tokens), 2), number, dtype=torch.int32),
-            torch.full((len(tokens), 2), -number, dtype=torch.float16),
-            torch.full((len(tokens),), float(number)),
-            torch.full((len(tokens), 1), 10 + number, dtype=torch.int32),
+            torch.full((size, 2), number, dtype=torch.int32),
+            torch.full((size, 2), -number, dtype=torch.float16),
+            torch.full((size,), float(number)),
+            torch.full((size, 1), 10 + number, dtype=torch.int32),
         )
         journal.add(key, tokens, signals.to_bytes())
     rows = _unique(requests, journal)
     assert _write(tmp_path / "train.jsonl", rows) == 5
-    _write_signals(tmp_path, rows, journal, Kept(2, 1))
+    _write_signals(tmp_path, rows, journal, Kept(2, 1, prompts))
     journal.close()
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     assert [tuple(json.loads(line).values()) for line in lines] == [
@@ -88,10 +92,11 @@ def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path) -> None:
         *(("b", [3], [8, 5]), ("a", [1, 2], [9])),
     ]
     (kept,) = SignalCache(tmp_path)
-    assert kept.ids_NK.tolist() == [[5, 5], [4, 4], [2, 2], [2, 2], [1, 1]]
-    assert kept.log_probs_NK[:, 0].tolist() == [-5, -4, -2, -2, -1]
-    assert kept.tail_N.tolist() == [5, 4, 2, 2, 1]
-    assert kept.drawn_NR.tolist() == [[15], [14], [12], [12], [11]]
+    numbers = [5, 5, 4, 2, 2, 1, 1] if prompts else [5, 4, 2, 2, 1]
+    assert kept.ids_NK.tolist() == [[number, number] for number in numbers]
+    assert kept.log_probs_NK[:, 0].tolist() == [-number for number in numbers]
+    assert kept.tail_N.tolist() == numbers
+    assert kept.drawn_NR.tolist() == [[10 + number] for number in numbers]
 
 
 @pytest.mark.parametrize("size", [0, 3, 31, 33])

@@ -144,7 +144,7 @@ def test_top_p_of_nothing_and_a_wide_top_k_are_still_draws() -> None:
 
 
 @pytest.mark.parametrize("head", [(), HEAD])
-@pytest.mark.parametrize("kept", [Kept(3), Kept(80, 6), Kept(10_000, 2)])
+@pytest.mark.parametrize("kept", [Kept(3), Kept(80, 6), Kept(10_000, 2), Kept(5, 3, prompts=True)])
 def test_signals_kept_while_drawing_are_those_of_a_pass_over_the_answers(
     head: tuple[int, ...], kept: Kept
 ) -> None:
@@ -173,7 +173,7 @@ def test_what_is_kept_changes_no_answer() -> None:
     """In bf16 many logits are equal; which comes first depends on how many are looked at."""
     half, wanted = tiny.model().to(torch.bfloat16), requests(30, signals=True)
     plain = {r.key: a.tokens for r, a in Sampler(half, HEAD, drawing(), 128).draw(wanted)}
-    for kept in (Kept(3), Kept(70, 5)):
+    for kept in (Kept(3), Kept(70, 5), Kept(4, 2, prompts=True)):
         drawn = Sampler(half, HEAD, drawing(signals=kept), 128).draw(wanted)
         assert {r.key: a.tokens for r, a in drawn} == plain
 

@@ -13,27 +13,46 @@ from overproof.core.disk import temporary
 from overproof.teacher import signals
 from overproof.teacher.distribution import Kept, SignalCache, Signals, draw, shard_file, write_shard
 from overproof.teacher.local import Teacher
-from overproof.teacher.signals import answer_mask, cache, shard_signals, write_signals
+from overproof.teacher.signals import (
+    answer_rows,
+    cache,
+    shard_signals,
+    target_mask,
+    write_signals,
+)
 
 HEAD = (1, 7, 8)
 ROOM = 40
 KEPT = Kept(6, 4)
+WHOLE = Kept(6, 4, prompts=True)
 
 
-def test_signals_are_the_models_own_distribution_at_every_answer_position() -> None:
+@pytest.mark.parametrize("prompts", [False, True])
+def test_signals_are_the_models_own_distribution_at_every_target(prompts: bool) -> None:
     model, examples = tiny.model(), tiny.examples(20)
-    got = shard_signals(model, HEAD, examples, ROOM, KEPT)
+    got = shard_signals(model, HEAD, examples, ROOM, KEPT._replace(prompts=prompts))
     start = 0
     for example in examples:
         log_probs = tiny.alone(model, [*HEAD, *example.tokens]).log_softmax(-1)
-        wanted = log_probs[[len(HEAD) + place for place in example.targets]]
-        rows = slice(start, start + len(example.answer))
+        targets = example.targets(prompt=prompts)
+        wanted = log_probs[[len(HEAD) + place for place in targets]]
+        rows = slice(start, start + len(targets))
         top, _ = wanted.topk(6, -1)
         torch.testing.assert_close(got.log_probs_NK[rows].float(), top, rtol=1e-3, atol=1e-4)
         own = wanted.gather(-1, got.ids_NK[rows].long())
         torch.testing.assert_close(got.log_probs_NK[rows].float(), own, rtol=1e-3, atol=1e-4)
-        start += len(example.answer)
-    assert start == len(got.tail_N) == answer_mask(examples).sum()
+        start += len(targets)
+    assert start == len(got.tail_N) == target_mask(examples, prompts=prompts).sum()
+
+
+def test_the_answers_signals_are_found_among_those_of_prompts(tmp_path: Path) -> None:
+    model, examples = tiny.model(), tiny.examples(9)
+    for number, some in enumerate((examples[:4], examples[4:])):
+        write_shard(shard_file(tmp_path, number), shard_signals(model, HEAD, some, ROOM, WHOLE))
+    found = Signals.joined(list(SignalCache(tmp_path, answer_rows(examples))))
+    wanted = shard_signals(model, HEAD, examples, ROOM, KEPT)
+    torch.testing.assert_close(found.tail_N, wanted.tail_N, rtol=1e-4, atol=1e-5)
+    assert len(found.tail_N) == sum(len(one.answer) for one in examples)
 
 
 def test_kept_mass_and_tail_make_one() -> None:
@@ -124,7 +143,7 @@ def test_shards_are_kept_and_read_in_order(tmp_path: Path, monkeypatch: pytest.M
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == [f"signals-{n:05d}.safetensors" for n in range(3)]
     whole = read()
-    assert (whole.ids_NK.shape[1], whole.drawn_NR.shape[1]) == KEPT
+    assert (whole.ids_NK.shape[1], whole.drawn_NR.shape[1]) == KEPT[:2]
     one = shard_signals(model, HEAD, examples, ROOM, KEPT)
     torch.testing.assert_close(whole.tail_N, one.tail_N, rtol=1e-4, atol=1e-5)
     before = files[0].stat().st_mtime_ns
@@ -165,7 +184,7 @@ def test_signals_kept_while_sampling_are_taken_over_without_the_teacher(tmp_path
     def load() -> Teacher:
         raise AssertionError("the teacher has spoken already")
 
-    kept = shard_signals(tiny.model(), HEAD, tiny.examples(10), ROOM, KEPT)
+    kept = shard_signals(tiny.model(), HEAD, tiny.examples(10), ROOM, WHOLE)
     made = samples(tmp_path, kept)
     stage = cache(load, made, recipe(), tiny.teacher().resource, tmp_path)
     (found,) = SignalCache(stage.path)
@@ -180,6 +199,6 @@ def test_answers_without_signals_are_read_by_the_teacher_once_more(tmp_path: Pat
     made = samples(tmp_path, None)
     stage = cache(lambda: teacher, made, recipe(), teacher.resource, tmp_path)
     (found,) = SignalCache(stage.path)
-    wanted = shard_signals(teacher.half, HEAD, tiny.examples(10), ROOM, KEPT)
+    wanted = shard_signals(teacher.half, HEAD, tiny.examples(10), ROOM, WHOLE)
     torch.testing.assert_close(found.tail_N, wanted.tail_N, rtol=1e-4, atol=1e-5)
     assert stage.manifest["times"]["measured"]["tokens_per_second"] > 0
