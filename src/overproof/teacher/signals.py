@@ -1,6 +1,5 @@
 """The logit cache: the teacher's distribution at each position of its answers and of prompts.
 
-
 Kept while the answers are drawn, where the teacher computes it anyway; or by a pass of its own
 over finished answers.
 
