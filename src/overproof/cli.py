@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -34,6 +35,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 def main() -> None:
     """The entry point of the command `overproof`."""
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # `docker stop` ends it as Ctrl-C does
     sys.exit(dispatch(sys.argv[1:]))
 
 
@@ -45,7 +49,10 @@ def dispatch(arguments: Sequence[str]) -> int:
     """
     command = typer.main.get_command(app)
     words = list(arguments) or ["--help"]
-    return guarded(lambda: command.main(words, prog_name="overproof", standalone_mode=False))
+    return guarded(
+        lambda: command.main(words, prog_name="overproof", standalone_mode=False),
+        as_json="--json" in words,
+    )
 
 
 def _version(wanted: bool) -> None:

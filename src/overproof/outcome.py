@@ -23,24 +23,30 @@ STOPPED = "stopped; finished work is kept, run the same command again"
 TRACEBACK = "OVERPROOF_TRACEBACK"  # set to 1: an unexpected exception shows where it came from
 
 
-def guarded(command: Callable[[], int | None]) -> int:
-    """Run a command; whatever it raises becomes an error in words and an exit code."""
+def guarded(command: Callable[[], int | None], *, as_json: bool = False) -> int:
+    """Run a command; whatever it raises becomes an error in words and an exit code.
+
+    Args:
+        as_json: stdout gets an error as JSON, where it would have had the result.
+    """
     try:
         code = command()
     except OverproofError as error:
-        return _fail(error)
+        return _fail(error, as_json)
     except TyperException as error:
-        return _fail(_usage(error))
+        return _fail(_usage(error), as_json)
     except Exception as error:
         missing = _missing_extra(error)
-        return _fail(missing) if missing else _unexpected(error)
+        return _fail(missing, as_json) if missing else _unexpected(error)
     if code == INTERRUPTED:
         note(STOPPED)
     return int(code or 0)
 
 
-def _fail(error: OverproofError) -> int:
+def _fail(error: OverproofError, as_json: bool) -> int:
     note(error.render())
+    if as_json:
+        print_text(pretty(error.to_json()))
     return error.exit_code
 
 

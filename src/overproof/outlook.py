@@ -20,8 +20,9 @@ from overproof.core.artifact import Json
 from overproof.core.config import Recipe
 from overproof.policy import obligations
 from overproof.release.quality import demand_speed_target
+from overproof.release.words import duration
 from overproof.student import shape
-from overproof.teacher import local
+from overproof.teacher import answers, local
 from overproof.teacher.distribution import Kept
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
@@ -55,6 +56,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
     decision, demanded = obligations.permit(recipe, resource, place)
     shape.demand_size(config, recipe.student)
     demand_speed_target(recipe.export)
+    answers.demand_room(PROMPT_TOKENS, recipe)
     teacher, student = _sizes(config, recipe)
     answer, examples = _answer_tokens(recipe), _examples(recipe)
     seconds = _seconds(recipe, teacher, student)
@@ -178,6 +180,7 @@ def _layer_parameters(config: object, mlp_width: int | None = None) -> int:
 def render(found: Json) -> str:
     """The plan for people."""
     gib = 2**30
+    whole = duration(60 * round(found["expected_total_seconds"] / 60)).removesuffix(" 0 s")
     teacher, student = found["teacher"], found["student"]
     lines = [
         f"recipe      {found['recipe']}",
@@ -188,8 +191,8 @@ def render(found: Json) -> str:
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),
         f"student     {student['name']}, {student['parameters'] / 1e6:.1f}M parameters",
         "expected    "
-        + ", ".join(f"{name} {value} s" for name, value in found["expected_seconds"].items()),
-        f"in all      about {found['expected_total_seconds'] / 60:.0f} minutes, "
+        + ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items()),
+        f"in all      about {whole}, "
         f"{found['expected_memory_bytes'] / gib:.1f} GiB of memory, "
         f"{found['expected_disk_bytes'] / gib:.1f} GiB of disk",
         f"machine     {found['machine']['processor']}, {found['machine']['cores']} cores, "

@@ -77,7 +77,8 @@ def run(config: Config) -> Result:
     recipe = recipes.load_recipe(path, config.overrides)
     if config.dry_run:
         return Result(None, None, outlook.plan(recipe, path))
-    with exclusive(config.out):
+    # The second lock is the one that `certify` takes: it shall replace no stage of this run.
+    with exclusive(config.out), exclusive(config.out / STAGES):
         signer = (
             keys.PrivateKey.load(config.key) if config.key else keys.ensure(keys.default_folder())
         )
@@ -196,6 +197,7 @@ def publish(
     old = out / f".{RELEASE}.old"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
+        note(f"release: replaces the one in {final}")
         final.rename(old)
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)

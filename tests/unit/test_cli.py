@@ -39,7 +39,7 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, *more: str) -> int:
     """The exit code when the verb `terms` raises."""
     from overproof.policy import terms
 
@@ -47,7 +47,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
         raise error
 
     monkeypatch.setattr(terms, "run", fail)
-    return cli.dispatch(["terms", "gpt-4o"])
+    return cli.dispatch(["terms", "gpt-4o", *more])
 
 
 def test_version_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +121,9 @@ def test_each_error_renders_on_stderr_with_its_code(
     printed = capsys.readouterr()
     assert printed.err == error.render() + "\n"
     assert printed.out == ""
+    assert raising(monkeypatch, error, "--json") == code
+    told = json.loads(capsys.readouterr().out)
+    assert (told["error"]["message"], told["exit_code"]) == (error.what, code)
 
 
 def test_markup_in_an_error_is_printed_as_it_is(
@@ -152,6 +155,22 @@ def test_ctrl_c_says_that_work_is_kept(
 ) -> None:
     assert raising(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.strip() == outcome.STOPPED
+
+
+def test_sigterm_ends_it_as_ctrl_c_does() -> None:
+    """As `docker stop`, systemd and `timeout` send it."""
+    script = (
+        "import sys, time\nfrom overproof import cli\nfrom overproof.policy import terms\n"
+        "terms.run = lambda config: print('up', flush=True) or time.sleep(60)\n"
+        "sys.argv = ['overproof', 'terms', 'gpt-4o']\ncli.main()\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.decode().strip()) == (130, outcome.STOPPED)
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(

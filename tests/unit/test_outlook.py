@@ -191,7 +191,7 @@ def test_nothing_is_spent_on_a_recipe_that_cannot_run() -> None:
 
 def test_the_plan_for_people(support: Json) -> None:
     text = render(support)
-    for part in ("recipe      support", "134M parameters", "terms       allow", "minutes", "GiB"):
+    for part in ("recipe      support", "134M parameters", "terms       allow", " min, ", "GiB"):
         assert part in text.replace("135M", "134M")
     assert text.endswith("nothing was run.")
 

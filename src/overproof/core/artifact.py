@@ -274,6 +274,8 @@ def build(
             _make(partial, identity, make)
         # 4.
         shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+        if final.exists():
+            note(f"{name}: replaces the one in {final}, made of other inputs or settings")
         _move_into_place(partial, final)
     except OSError as error:
         raise disk_error(error, store) from error

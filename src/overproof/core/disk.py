@@ -88,7 +88,8 @@ def exclusive(folder: Path) -> Iterator[None]:
             ) from error
         except OSError as error:  # a file system without locks
             raise disk_error(error, folder) from error
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        with disk_errors(folder):
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
         yield

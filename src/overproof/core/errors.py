@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 checked and rejected.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class OverproofError(Exception):
@@ -31,6 +32,11 @@ class OverproofError(Exception):
         if self.hint:
             lines.append(f"hint: {self.hint}")
         return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for machines."""
+        said = {"message": self.what, "details": list(self.details), "hint": self.hint}
+        return {"error": said, "exit_code": self.exit_code}
 
     def __str__(self) -> str:
         return self.render().removeprefix("error: ")

@@ -53,10 +53,15 @@ def stated(name: str) -> str:
 def owner(name: str) -> str | None:
     """Who a hub name belongs to, lower case; None for paths, files and bare names."""
     text = name.strip().removeprefix(HUB)
-    looks_like_path = text.startswith((".", "/", "~")) or text.endswith((".gguf", "/"))
-    if looks_like_path or text.count("/") != 1:
+    if is_path(text) or text.count("/") != 1:
         return None
     return text.split("/")[0].lower()
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be that of a file or folder."""
+    text = name.strip()
+    return text.startswith((".", "/", "~")) or text.endswith((".gguf", "/"))
 
 
 def is_pattern(pattern: str) -> bool:

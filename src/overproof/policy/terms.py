@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from dataclasses import dataclass
@@ -81,7 +82,11 @@ def run(config: Config) -> Result:
     """
     if not config.model.strip():
         raise UsageError("the name of the model is blank", hint="overproof terms MODEL")
-    return Result(lookup(config.model, config.channel, config.on or date.today()))
+    # As `distill` takes it: what is here goes before what the hub calls so. A name may be anything,
+    # and these functions raise nothing.
+    here = os.path.expanduser(config.model)  # noqa: PTH111
+    model = os.path.abspath(here) if os.path.exists(here) else config.model  # noqa: PTH100, PTH110
+    return Result(lookup(model, config.channel, config.on or date.today()))
 
 
 def render(result: Result) -> str:

@@ -199,12 +199,26 @@ HEADLINES: dict[Outcome, str] = {
 }
 
 
+# The control arm can end below its start. To be ahead of it is then no gain.
+IN_VAIN = (
+    "Not shown: the student is ahead of the control arm by {better}, but training did not bring it "
+    "closer to the teacher than it was."
+)
+TRAINING: dict[Outcome, str] = {
+    "helped": "Training itself helped: the student is better than before training.",
+    "hurt": "Training itself did harm: the student is worse than before training.",
+    "mixed": "Against its own start the student is better by one measure, worse by another.",
+    "not shown": "Training itself shows no effect: the student is not told apart from its start.",
+    "not measured": "The untrained student was not measured.",
+}
+
+
 def conclude(facts: ReportFacts) -> Conclusion:
     """Judge the student against the control arm, then against its own start.
 
     1. Compare with the control arm by every metric; the outcome is what they say together.
     2. Say whether both arms had the same steps and tokens: only then is the comparison fair.
-    3. Compare with the untrained student, so that a useless training cannot hide.
+    3. Compare with the untrained student: a training that changed nothing has not helped.
     """
     sentences: list[str] = []
     # 1.
@@ -214,8 +228,12 @@ def conclude(facts: ReportFacts) -> Conclusion:
     if against:
         sentences.append(_budget(facts.training.student, facts.training.control))
     # 3.
-    sentences.append(_training(_against(facts, "untrained", facts.untrained)))
+    since = outcome(_against(facts, "untrained", facts.untrained))
+    sentences.append(TRAINING[since])
     result = outcome(against)
+    if result == "helped" and since not in ("helped", "not measured"):
+        headline = IN_VAIN.format(better=_names(against, "better"))
+        return Conclusion("not shown", headline, tuple(sentences))
     return Conclusion(result, _headline(result, against), tuple(sentences))
 
 
@@ -244,17 +262,3 @@ def _budget(student: Run, control: Run | None) -> str:
         f"control arm {control.steps:,} steps on {control.tokens:,} tokens. Part of a "
         "difference may come from that."
     )
-
-
-def _training(against: tuple[Comparison, ...]) -> str:
-    match outcome(against):
-        case "helped":
-            return "Training itself helped: the student is better than before training."
-        case "hurt":
-            return "Training itself did harm: the student is worse than before training."
-        case "mixed":
-            return "Against its own start the student is better by one measure, worse by another."
-        case "not measured":
-            return "The untrained student was not measured."
-        case _:
-            return "Training itself shows no effect: the student is not told apart from its start."

@@ -24,11 +24,12 @@ CLAIMS = (
     ("the pinned key signed it", "proved"),
     ("no file was changed, added or taken away", "proved"),
     ("no statement is missing from the signer's log", "proved"),
-    ("every input of every stage is accounted for, back to data, teacher and code", "proved"),
+    ("every input that a stage lists leads back to data, teacher or code", "proved"),
     ("the notices that the teacher's terms demand are in the release", "proved"),
     ("the teacher and the training data are those named here", "attested"),
     ("the teacher's terms permit this use", "attested"),
     ("the numbers of this report were measured as described", "attested"),
+    ("nothing was used that no stage lists", "attested"),
     ("the training steps give this model when run again", "unknown"),
     ("somebody other than the signer saw the log", "unknown"),
 )

@@ -70,7 +70,7 @@ def sample(
         terms: the verdict that permits it; an input, so that the proof shows it came first.
 
     Raises:
-        UsageError: a record is no single prompt.
+        UsageError: a record is no single prompt, or an answer may not fit a training sequence.
         StageError: a worker died.
     """
 
@@ -109,6 +109,24 @@ def sample(
     return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
 
 
+def demand_room(prompt: int, recipe: Recipe) -> None:
+    """Refuse, before anything is drawn, answers that may be too long to train on.
+
+    Args:
+        prompt: tokens of the longest prompt, the shared prefix among them.
+
+    Raises:
+        UsageError: the longest answer to it would not fit a training sequence.
+    """
+    answer, room = recipe.sample.max_new_tokens, recipe.train.sequence_length
+    if prompt + answer > room:
+        raise UsageError(
+            f"train.sequence_length is {room}, too short for the longest prompt and answer",
+            details=[f"prompt {prompt} tokens, answer {answer} at most (sample.max_new_tokens)"],
+            hint="raise train.sequence_length, or lower sample.max_new_tokens",
+        )
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What the teacher is asked.
@@ -136,6 +154,7 @@ def _ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) -
     }
     prefix = shared_prefix(list(ids.values()))
     own = {key: tokens[len(prefix) :] for key, tokens in ids.items()}
+    demand_room(max(map(len, ids.values())), recipe)
     draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
     requests = {
         name: [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -237,10 +238,19 @@ def _check_log_is_whole(folder: Folder, proofs: Proofs, checkpoint: Checkpoint) 
             if name not in folder.files
         ]
         details = [f"{name}: not in the log" for name in unlogged]
+        details += [f"{PROOF}{number}-…: missing" for number in _gaps(proofs)]
         details.append(
             f"{CHECKPOINT}: {checkpoint.size} entries, {PROOF} has {len(proofs.signed)} statements"
         )
     raise TrustError("the log and the statements do not agree", step=3, details=details)
+
+
+def _gaps(proofs: Proofs) -> list[int]:
+    """Numbers that the statements' names leave out: of those taken away with their log proofs."""
+    names = (re.match(rf"{PROOF}(\d+)-", item.file) for item in proofs.signed)
+    there = {int(found[1]) for found in names if found}
+    last = max(there, default=0)
+    return sorted(set(range(10 ** (len(str(last)) - 1), last)) - there)
 
 
 def _check_files(folder: Folder, proofs: Proofs) -> int:

@@ -113,8 +113,25 @@ def test_hostile_names_are_unknown_and_nothing_worse(model) -> None:
     assert what_allows(found)
 
 
+@pytest.mark.parametrize("model", ["/", "\x00", "a" * 10_000, "~nobody-here/x"])
+def test_any_name_is_looked_for_here_and_then_in_the_table(model: str) -> None:
+    assert terms.run(terms.Config(model=model)).finding.verdict == "unknown"
+
+
+def test_what_is_here_goes_before_the_hub(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert terms.run(terms.Config(model=name)).finding.model == name
+    (tmp_path / name).mkdir(parents=True)
+    found = terms.run(terms.Config(model=name)).finding
+    assert found.model == str(tmp_path / name)
+    assert any("name of a file or folder" in warning for warning in found.warnings)
+
+
 def test_another_owners_copy_is_warned_of() -> None:
     assert any("not the publisher" in w for w in answer("someone/SmolLM2-135M").finding.warnings)
+    for local in ("/srv/models/SmolLM2-135M", "./SmolLM2-135M", "SmolLM2-135M.Q8_0.gguf"):
+        assert any("name of a file or folder" in w for w in answer(local).finding.warnings)
     mine = answer("HuggingFaceTB/SmolLM2-135M").finding.warnings
     assert not any("not the publisher" in w for w in mine)
 

@@ -403,6 +403,10 @@ def test_unequal_budgets_are_told(facts: ReportFacts) -> None:
 def test_the_untrained_student_is_compared_too(untrained: Arm, words_: str) -> None:
     found = conclude(report_facts.facts(untrained=untrained))
     assert words_ in found.sentences[-1]
+    # Ahead of the control arm, and no nearer to the teacher than before: that has helped nobody.
+    in_vain = "harm" in words_ or "no effect" in words_
+    assert found.outcome == ("not shown" if in_vain else "helped")
+    assert ("training did not bring it closer" in found.headline) == in_vain
 
 
 # --- words --------------------------------------------------------------------------------------

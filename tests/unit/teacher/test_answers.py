@@ -9,8 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import UsageError
-from overproof.teacher.answers import _prompt, _unique, _write, _write_signals, shared_prefix
+from overproof.teacher.answers import (
+    _prompt,
+    _unique,
+    _write,
+    _write_signals,
+    demand_room,
+    shared_prefix,
+)
 from overproof.teacher.distribution import Kept, SignalCache, Signals
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
@@ -49,6 +57,14 @@ def test_targets_are_the_places_before_answer_tokens() -> None:
     assert example.tokens == (1, 2, 3, 4, 5)
     assert [example.tokens[place + 1] for place in example.targets()] == [4, 5]
     assert [example.tokens[place + 1] for place in example.targets(prompt=True)] == [2, 3, 4, 5]
+
+
+def test_answers_that_may_be_too_long_are_refused_before_they_are_drawn() -> None:
+    recipe = load_recipe(find_recipe("support"), ["sample.max_new_tokens=80"])
+    demand_room(176, recipe)
+    with pytest.raises(UsageError, match="train.sequence_length is 256") as caught:
+        demand_room(177, recipe)
+    assert "prompt 177 tokens, answer 80 at most" in caught.value.render()
 
 
 def test_a_record_that_is_no_prompt_is_told() -> None:

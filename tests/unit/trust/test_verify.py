@@ -114,6 +114,19 @@ def test_empty_folders_links_and_hidden_files(release: Path, signer: Path) -> No
     assert caught.value.step == 1
 
 
+@pytest.mark.parametrize("number", [10, 12, 17])
+def test_a_statement_taken_away_with_its_log_proof(
+    release: Path, signer: Path, number: int
+) -> None:
+    gone = list(release.glob(f"proof/{number}-*"))
+    assert len(gone) == 2
+    for file in gone:
+        file.unlink()
+    with pytest.raises(TrustError) as caught:
+        run(Config(release, signer))
+    assert any(f"proof/{number}-" in line for line in [caught.value.what, *caught.value.details])
+
+
 def test_another_signature_of_the_same_key(release: Path, signer: Path) -> None:
     """ECDSA has a second valid signature for each; only the log notices."""
     from cryptography.hazmat.primitives.asymmetric.utils import (
