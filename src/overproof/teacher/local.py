@@ -180,7 +180,8 @@ def identify(name: str) -> tuple[Path, Resource]:
         raise UsageError(
             f"no teacher {name!r}",
             details=[f"built in: {', '.join(BUILTIN_PREFIX + key for key in BUILTINS)}"],
-            hint="give builtin:NAME, a model folder, a .gguf file, or OWNER/NAME on the hub",
+            hint="give builtin:NAME, a model folder, a .gguf file, or OWNER/NAME on the hub; a "
+            "service cannot teach yet (`overproof terms` says whether it may)",
         )
     return _from_hub(name)
 

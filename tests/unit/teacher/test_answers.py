@@ -62,7 +62,7 @@ def test_targets_are_the_places_before_answer_tokens() -> None:
 def test_answers_that_may_be_too_long_are_refused_before_they_are_drawn() -> None:
     recipe = load_recipe(find_recipe("support"), ["sample.max_new_tokens=80"])
     demand_room(176, recipe)
-    with pytest.raises(UsageError, match="train.sequence_length is 256") as caught:
+    with pytest.raises(UsageError, match="too short for the longest prompt") as caught:
         demand_room(177, recipe)
     assert "prompt 177 tokens, answer 80 at most" in caught.value.render()
 
