@@ -27,7 +27,8 @@ from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import shared_prefix  # noqa: E402
 from overproof.teacher.distribution import Kept  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
-from overproof.teacher.sample import Drawing, Request, draw_all  # noqa: E402
+from overproof.teacher.request import Drawing, Request  # noqa: E402
+from overproof.teacher.sample import draw_all  # noqa: E402
 
 SYSTEM = "You are a customer support assistant. Answer in two or three short sentences."
 LENGTH = 80

@@ -27,7 +27,9 @@ HEAD = """\
 
 Written by `make docs` from the commands themselves; a test compares.
 
-Data goes to stdout, logs and progress to stderr. With `--json` stdout holds one JSON value: the result, or `{"error": {"message", "details", "hint"}, "exit_code"}`. SIGTERM ends a command as Ctrl-C does; finished work is kept.
+Data goes to stdout, logs and progress to stderr. With `--json` stdout holds one JSON value: \
+the result, or `{"error": {"message", "details", "hint"}, "exit_code"}`. SIGTERM ends a command as \
+Ctrl-C does; finished work is kept.
 
 | exit code | |
 | --- | --- |

@@ -28,7 +28,8 @@ from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import mixed  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
-from overproof.teacher.sample import Drawing, Request, Sampler  # noqa: E402
+from overproof.teacher.request import Drawing, Request  # noqa: E402
+from overproof.teacher.sample import Sampler  # noqa: E402
 
 RESULT = "evaluation.json"
 SPEAKERS = ("student", "control")  # whose answers are shown beside the teacher's

@@ -27,7 +27,8 @@ from overproof.teacher.distribution import (
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
 from overproof.teacher.local import Teacher
-from overproof.teacher.sample import Drawing, Request, draw_all
+from overproof.teacher.request import Drawing, Request
+from overproof.teacher.sample import draw_all
 
 TRAIN, HELDOUT, PREFIX, TEXTS = "train.jsonl", "heldout.jsonl", "prefix.json", "prompts.json"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 from overproof.core import device
 
@@ -20,97 +20,16 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from overproof.core.config import SampleConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
-from overproof.core.digest import sha256_bytes  # noqa: E402
 from overproof.core.workers import sharing, spread  # noqa: E402
-from overproof.teacher.distribution import Exact, Kept, Signals, exact  # noqa: E402
+from overproof.teacher.distribution import Exact, Signals, exact  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
+from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
 PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer shapes, same kernels
 PREFILL_STEP = 8  # a prompt is filled up to a multiple of this; less filler, fewer prompts a group
 PREFILL_ROWS = 8  # prompts taken in together; always this many rows, so that shapes repeat
-
-
-@dataclass(frozen=True)
-class Request:
-    """One answer to draw.
-
-    Attributes:
-        key: names it in the journal: key of the record, and number of the draw.
-        ids: the prompt's tokens after the shared prefix.
-        seed: of this request alone, so that its draws do not depend on any other.
-        signals: whether the distributions that its answer is drawn from are kept, as much of each
-            as the drawing says.
-    """
-
-    key: str
-    ids: tuple[int, ...]
-    seed: int
-    signals: bool = False
-
-    @staticmethod
-    def make(
-        record: str, ids: Sequence[int], seed: int, draw: int = 0, *, signals: bool = False
-    ) -> Request:
-        """A request whose seed follows from its key and the recipe's seed.
-
-        Args:
-            record: key of the record that asks, without a slash.
-            draw: number of the answer among those to this record.
-        """
-        key = f"{record}/{draw}"
-        own = int(sha256_bytes(f"{seed}:{key}".encode())[:15], 16)
-        return Request(key, tuple(ids), own, signals)
-
-    @property
-    def record(self) -> str:
-        """Key of the record that asks."""
-        return self.key.partition("/")[0]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How answers are drawn; what a worker needs besides the model.
-
-    Attributes:
-        signals: how much to keep of a position, of the requests that want it; None: of none.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
-    slots: int
-    stop_ids: tuple[int, ...]
-    signals: Kept | None = None
-
-    @staticmethod
-    def of(config: SampleConfig, stop_ids: tuple[int, ...], signals: Kept | None = None) -> Drawing:
-        """From the recipe; each worker has the whole batch as slots."""
-        return Drawing(
-            config.temperature,
-            config.top_p,
-            config.top_k,
-            config.max_new_tokens,
-            config.batch,
-            stop_ids,
-            signals,
-        )
-
-
-class Answer(NamedTuple):
-    """What the teacher said to a request.
-
-    Attributes:
-        tokens: the last one is a stop token, or the longest length is reached.
-        signals: its distribution where it drew each of them, if the request wants it kept; before
-            them those inside the prompt, if the drawing says so.
-    """
-
-    tokens: list[int]
-    signals: Signals | None
 
 
 class Sampler:

@@ -22,7 +22,7 @@ from overproof.teacher.answers import (
 from overproof.teacher.distribution import Kept, SignalCache, Signals
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
-from overproof.teacher.sample import Request
+from overproof.teacher.request import Request
 
 PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)
 

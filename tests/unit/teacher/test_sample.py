@@ -19,7 +19,8 @@ from overproof.teacher import sample
 from overproof.teacher.distribution import Kept, Signals, exact
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
-from overproof.teacher.sample import Drawing, Request, Sampler, choose, draw_all
+from overproof.teacher.request import Drawing, Request
+from overproof.teacher.sample import Sampler, choose, draw_all
 from overproof.teacher.signals import shard_signals
 
 HEAD = (11, 12, 13, 14)
