@@ -5,7 +5,7 @@
 RUN is the folder of a finished run (`out/demo`): both start from its initial student and train
 on its samples. The plain loop is what most people write first: a live teacher, the divergence
 over the whole vocabulary, one padded example a row, bf16 autocast, AdamW, all cores as OpenMP
-threads. Both take the same number of steps, over the same number of answer tokens, with the same
+threads. Both take the same number of steps, over the same number of learned tokens, with the same
 optimizer and rates; both are then evaluated on the held-out prompts.
 """
 
@@ -46,8 +46,8 @@ from overproof.teacher.distribution import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 
 
-def answer_tokens(data: TrainSet, recipe: Recipe) -> int:
-    """Answer tokens that our trainer sees in the given steps."""
+def learned_tokens(data: TrainSet, recipe: Recipe) -> int:
+    """Tokens whose prediction our trainer learns in the given steps: answers, and prompts if so."""
     total = 0
     for step, batch in enumerate(batches(data, recipe.train, recipe.seed)):
         if step >= recipe.train.steps:
@@ -59,7 +59,7 @@ def answer_tokens(data: TrainSet, recipe: Recipe) -> int:
 def plain(
     start: initial.Initial, teacher: local.Teacher, answers: Answers, recipe: Recipe, budget: int
 ) -> tuple[Any, int, float]:
-    """The plain loop; returns the student, the answer tokens seen and the seconds taken."""
+    """The plain loop; returns the student, the learned tokens seen and the seconds taken."""
     torch.set_num_threads(device.cores())
     student, live = start.model.train(), teacher.half
     vocabulary = start.vocabulary
@@ -135,19 +135,19 @@ def main() -> None:
             signals,
             prompts=recipe.signals.prompts,
         )
-        budget = answer_tokens(data, recipe)
+        budget = learned_tokens(data, recipe)
         model, began = copy.deepcopy(start.model), time.perf_counter()
         train(model, examples, recipe.train, recipe.seed, Path(folder), bar)
         rates["ours"] = budget / (time.perf_counter() - began)
         models["ours"] = model.eval()
-    note(f"ours: {rates['ours']:.0f} answer tokens/s")
+    note(f"ours: {rates['ours']:.0f} tokens/s")
     models["plain"], seen, seconds = plain(start, teacher, answers, recipe, budget)
     rates["plain"] = seen / seconds
-    note(f"plain: {rates['plain']:.0f} answer tokens/s")
+    note(f"plain: {rates['plain']:.0f} tokens/s")
     found = run.evaluate(teacher, answers, start.vocabulary, models)
     numbers = {
-        "answer_tokens": budget,
-        "answer_tokens_per_second": {name: round(value, 1) for name, value in rates.items()},
+        "learned_tokens": budget,
+        "learned_tokens_per_second": {name: round(value, 1) for name, value in rates.items()},
         "ratio": round(rates["ours"] / rates["plain"], 2),
         "kl_nats_per_token": {name: found[name]["kl_nats_per_token"] for name in models},
     }
