@@ -175,3 +175,11 @@ def test_equal_facts_give_equal_bytes(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_a_clear_error(facts: ReportFacts, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="cannot write"):
         write_card(facts, tmp_path / "missing", licence="MIT")
+
+
+def test_what_the_gate_warns_of_is_on_the_card() -> None:
+    facts = report_facts.facts()
+    warned = dataclasses.replace(
+        facts, terms={**facts.terms, "warnings": ["judged by *name* only"]}
+    )
+    assert "- To be known: judged by \\*name\\* only\n" in render(warned, licence="Apache-2.0")
