@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     words = list(arguments) or ["--help"]
     return guarded(
         lambda: command.main(words, prog_name="overproof", standalone_mode=False),
-        as_json="--json" in words,
+        as_json="--json" in itertools.takewhile(lambda word: word != "--", words),
     )
 
 

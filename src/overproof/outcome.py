@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def guarded(command: Callable[[], int | None], *, as_json: bool = False) -> int:
         return _fail(_usage(error), as_json)
     except Exception as error:
         missing = _missing_extra(error)
-        return _fail(missing, as_json) if missing else _unexpected(error)
+        return _fail(missing or _unexpected(error), as_json)
     if code == INTERRUPTED:
         note(STOPPED)
     return int(code or 0)
@@ -46,7 +46,8 @@ def guarded(command: Callable[[], int | None], *, as_json: bool = False) -> int:
 def _fail(error: OverproofError, as_json: bool) -> int:
     note(error.render())
     if as_json:
-        print_text(pretty(error.to_json()))
+        with suppress(OSError):  # a closed pipe, a full disk: the exit code still tells
+            print_text(pretty(error.to_json()))
     return error.exit_code
 
 
@@ -71,13 +72,14 @@ def _missing_extra(error: Exception) -> StageError | None:
     )
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: Exception) -> StageError:
     if os.environ.get(TRACEBACK) == "1":
         raise error
     first = (str(error).splitlines() or [""])[0]
-    note(f"error: unexpected {type(error).__name__}: {first}")
-    note(f"hint: this is a fault of Overproof; {TRACEBACK}=1 shows where it happened")
-    return FAILED
+    return StageError(
+        f"unexpected {type(error).__name__}: {first}",
+        hint=f"this is a fault of Overproof; {TRACEBACK}=1 shows where it happened",
+    )
 
 
 @contextmanager

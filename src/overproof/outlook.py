@@ -48,7 +48,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
 
     Raises:
         UsageError: a data file or the teacher does not exist, the student is larger than the
-            teacher, or the build whose speed is measured is not asked for.
+            teacher, the build whose speed is measured is not asked for, or the longest answer does
+            not fit a training sequence.
         PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
     place, resource = local.identify(recipe.teacher.model)
@@ -56,14 +57,14 @@ def plan(recipe: Recipe, path: Path) -> Json:
     decision, demanded = obligations.permit(recipe, resource, place)
     shape.demand_size(config, recipe.student)
     demand_speed_target(recipe.export)
-    answers.demand_room(PROMPT_TOKENS, recipe)
+    answers.demand_sequence(1, recipe)  # of the prompts nothing is known yet
     teacher, student = _sizes(config, recipe)
     answer, examples = _answer_tokens(recipe), _examples(recipe)
     seconds = _seconds(recipe, teacher, student)
     trainers = min(device.cores(), recipe.train.sequences)
-    tokens = examples * (answer + PROMPT_TOKENS)
-    example_bytes = tokens * BYTES_PER_TOKEN
-    signal_bytes = tokens * Kept.of(recipe.signals).bytes
+    example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
+    kept_tokens = examples * (answer + recipe.signals.prompts * PROMPT_TOKENS)
+    signal_bytes = kept_tokens * Kept.of(recipe.signals).bytes
     return {
         "recipe": recipe.name,
         "data": {
@@ -86,7 +87,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
             + example_bytes * (trainers + 1)
         ),
         # Signals, and what the student trains on: as much again or more.
-        "expected_disk_bytes": round(16 * student.all + 2 * teacher.all + 2.5 * signal_bytes),
+        "expected_disk_bytes": round(16 * student.all + 2 * teacher.all + 3 * signal_bytes),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,

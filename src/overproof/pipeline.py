@@ -197,7 +197,8 @@ def publish(
     old = out / f".{RELEASE}.old"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        note(f"release: replaces the one in {final}")
+        if files_of(final) != files_of(partial):
+            note(f"release: replaces another one in {final}")
         final.rename(old)
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)

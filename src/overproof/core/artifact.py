@@ -267,6 +267,8 @@ def build(
         note(f"{name}: kept from an earlier run")
         return found
     # 3.
+    if final.exists():
+        note(f"{name}: made anew; it then replaces the one in {final}")
     partial = store / f".{name}.{key[:16]}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -274,8 +276,6 @@ def build(
             _make(partial, identity, make)
         # 4.
         shutil.rmtree(partial / SCRATCH, ignore_errors=True)
-        if final.exists():
-            note(f"{name}: replaces the one in {final}, made of other inputs or settings")
         _move_into_place(partial, final)
     except OSError as error:
         raise disk_error(error, store) from error

@@ -83,7 +83,7 @@ class SignalConfig(Section):
     while_sampling: bool = Field(
         True,
         description="kept while the answers are drawn; false: by a pass of its own over them, and "
-        "another top_k or tail_draws draws no answer anew",
+        "another top_k, tail_draws or prompts draws no answer anew",
     )
 
 

@@ -53,14 +53,31 @@ def start(processes: Sequence[BaseProcess]) -> None:
     try:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for process in processes:
-                process.start()
+            with _sigterm_later():
+                for process in processes:
+                    process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except BaseException:
         # Left alone, they would find the queues of their parent gone and complain of it.
         _end(processes)
         raise
+
+
+@contextmanager
+def _sigterm_later() -> Iterator[None]:
+    """Hold SIGTERM back. To block it is no way: children inherit that, and are ended by it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def spread(

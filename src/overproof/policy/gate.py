@@ -270,6 +270,8 @@ def _rule(teacher: Teacher, finding: Finding, approvals: Sequence[Approval]) -> 
         if asked != given:
             continue
         reason = approval.why_not(teacher, finding)
+        if reason is None and approval.sha256 is None and match.is_path(teacher.name):
+            reason = "it names no weights, and a file or folder is known by its digest alone"
         if reason is None:
             return Ruling(teacher, finding, approval)
         rejected.append(reason)

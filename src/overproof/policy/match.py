@@ -30,8 +30,13 @@ def cached(path: str) -> str | None:
 
 
 def forms(name: str) -> tuple[str, ...]:
-    """The spellings that patterns are tried on: `owner/name` (the last two parts), then `name`."""
+    """The spellings that patterns are tried on: `owner/name` (the last two parts), then `name`.
+
+    Of a path `name` alone: what its folder is called says nothing of the model.
+    """
     parts = [part for part in normalise(name).split("/") if part not in ("", ".", "..")]
+    if is_path(name):
+        return ("".join(parts[-1:]),)
     return tuple(dict.fromkeys(["/".join(parts[-2:]), *parts[-1:]]))
 
 
@@ -59,9 +64,9 @@ def owner(name: str) -> str | None:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be that of a file or folder."""
+    """Whether a name can only be that of a file or folder; not one in the hub's cache."""
     text = name.strip()
-    return text.startswith((".", "/", "~")) or text.endswith((".gguf", "/"))
+    return not cached(text) and (text.startswith((".", "/", "~")) or text.endswith((".gguf", "/")))
 
 
 def is_pattern(pattern: str) -> bool:

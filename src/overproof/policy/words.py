@@ -54,9 +54,11 @@ def duty(obligation: Obligation) -> str:
 
 def what_allows(found: Finding) -> list[str]:
     """What would turn a refusal into a permission, the surest first."""
+    weights = ", the SHA-256 of its weights" if match.is_path(found.model) else ""
     ways = [
-        f"a signed approval that names teacher {match.stated(found.model)!r} and terms digest "
-        f"{found.terms_digest} (docs/terms.md; the gate takes one from a program, no verb yet)"
+        f"a signed approval that names teacher {match.stated(found.model)!r}{weights} "
+        f"and terms digest {found.terms_digest} (docs/terms.md; the gate takes one from a "
+        "program, no verb yet)"
     ]
     if not found.deciding.rows:
         ways.append("a dated row for it, added by someone who read its terms (docs/terms.md)")

@@ -286,6 +286,12 @@ def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
     wide, drawn = student.mlp_width, parts.samples.facts
     draws = recipe.signals.tail_draws
     inside = "its answers, and inside the prompts," if recipe.signals.prompts else "its answers"
+    where = (
+        " It learned at every position of prompts and answers; a control arm learns at the "
+        "answers' alone, for the prompts are not the teacher's text."
+        if recipe.signals.prompts
+        else ""
+    )
     drawn_from_tail = f", and {draws} tokens drawn from these by their probability" if draws else ""
     width = "the teacher's MLPs" if wide is None else f"MLPs of {wide:,} units"
     return (
@@ -302,7 +308,7 @@ def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
         "the layers that stay were refitted in closed form to bridge the gaps.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
         f"{train.sequence_length} tokens by forward KL over the cached tokens and their tail, "
-        f"with {train.optimizer} at a peak rate of {train.learning_rate:g}.",
+        f"with {train.optimizer} at a peak rate of {train.learning_rate:g}.{where}",
     )
 
 

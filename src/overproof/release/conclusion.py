@@ -131,8 +131,8 @@ class Conclusion:
 
     Attributes:
         outcome: `helped` or `hurt` where at least one metric differs and none contradicts it,
-            `mixed` where two contradict, `not shown` where no metric differs, `not measured`
-            where there is no control arm.
+            `mixed` where two contradict, `not shown` where no metric differs or the student is no
+            nearer to the teacher than before training, `not measured` without a control arm.
         headline: the answer in a sentence.
         sentences: its grounds, one for each comparison, and what qualifies them.
     """
@@ -231,7 +231,7 @@ def conclude(facts: ReportFacts) -> Conclusion:
     since = outcome(_against(facts, "untrained", facts.untrained))
     sentences.append(TRAINING[since])
     result = outcome(against)
-    if result == "helped" and since not in ("helped", "not measured"):
+    if result == "helped" and since in ("hurt", "not shown"):
         headline = IN_VAIN.format(better=_names(against, "better"))
         return Conclusion("not shown", headline, tuple(sentences))
     return Conclusion(result, _headline(result, against), tuple(sentences))

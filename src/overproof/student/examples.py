@@ -1,6 +1,6 @@
 """What the student trains on: the teacher's answers and signals in the student's own tokens.
 
-Shape suffixes: N positions (all tokens of all examples), M answer positions of the teacher,
+Shape suffixes: N positions (all tokens of all examples), M target positions of the teacher,
 K kept tokens, V student vocabulary.
 """
 

@@ -110,8 +110,10 @@ def sample(
     return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
 
 
-def demand_room(prompt: int, recipe: Recipe) -> None:
+def demand_sequence(prompt: int, recipe: Recipe) -> None:
     """Refuse, before anything is drawn, answers that may be too long to train on.
+
+    A text that the student has to spell can still be longer; packing tells.
 
     Args:
         prompt: tokens of the longest prompt, the shared prefix among them.
@@ -123,7 +125,9 @@ def demand_room(prompt: int, recipe: Recipe) -> None:
     if prompt + answer > room:
         raise UsageError(
             f"train.sequence_length is {room}, too short for the longest prompt and answer",
-            details=[f"prompt {prompt} tokens, answer {answer} at most (sample.max_new_tokens)"],
+            details=[
+                f"an answer of {answer} tokens (sample.max_new_tokens) behind a prompt of {prompt}"
+            ],
             hint="raise train.sequence_length, or lower sample.max_new_tokens",
         )
 
@@ -155,7 +159,7 @@ def _ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) -
     }
     prefix = shared_prefix(list(ids.values()))
     own = {key: tokens[len(prefix) :] for key, tokens in ids.items()}
-    demand_room(max(map(len, ids.values())), recipe)
+    demand_sequence(max(len(ids[key]) for key, _ in prompts[TRAIN]), recipe)
     draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
     requests = {
         name: [

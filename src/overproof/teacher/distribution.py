@@ -60,7 +60,7 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Signals:
-    """The teacher's distributions at the answer positions of many examples, one after another.
+    """The teacher's distributions at the targets of many examples, one after another.
 
     Attributes:
         ids_NK: the most likely tokens, most likely first; int32.

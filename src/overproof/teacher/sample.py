@@ -99,7 +99,7 @@ class Sampler:
     def _read(self, live: _Live, hidden_SD: Tensor) -> None:
         """Keep the distributions inside a prompt, if they are wanted."""
         kept = self.drawing.signals
-        if not (kept and kept.prompts and live.keeps):
+        if not (kept and kept.prompts and live.keeps) or len(live.request.ids) < 2:
             return
         # The whole width, filler too: a shape that depends on the prompt's length alone.
         logits_SV = self.model.lm_head(hidden_SD)[: len(live.request.ids) - 1]

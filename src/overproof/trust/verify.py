@@ -238,7 +238,8 @@ def _check_log_is_whole(folder: Folder, proofs: Proofs, checkpoint: Checkpoint) 
             if name not in folder.files
         ]
         details = [f"{name}: not in the log" for name in unlogged]
-        details += [f"{PROOF}{number}-…: missing" for number in _gaps(proofs)]
+        taken = min(MAX_NAMED, max(0, checkpoint.size - len(proofs.signed)))
+        details += [f"{PROOF}{number}-…: missing" for number in _gaps(proofs)[:taken]]
         details.append(
             f"{CHECKPOINT}: {checkpoint.size} entries, {PROOF} has {len(proofs.signed)} statements"
         )
@@ -246,11 +247,16 @@ def _check_log_is_whole(folder: Folder, proofs: Proofs, checkpoint: Checkpoint) 
 
 
 def _gaps(proofs: Proofs) -> list[int]:
-    """Numbers that the statements' names leave out: of those taken away with their log proofs."""
-    names = (re.match(rf"{PROOF}(\d+)-", item.file) for item in proofs.signed)
+    """Numbers that the statements' names leave out: of those taken away with their log proofs.
+
+    Names are not signed: only the places next to the first number are looked at, whatever the
+    last one is.
+    """
+    names = (re.match(rf"{PROOF}(\d{{2,6}})-", item.file) for item in proofs.signed)
     there = {int(found[1]) for found in names if found}
-    last = max(there, default=0)
-    return sorted(set(range(10 ** (len(str(last)) - 1), last)) - there)
+    first = 10 ** (len(str(min(there, default=10))) - 1)
+    near = range(first, min(max(there, default=0), first + len(there) + MAX_NAMED))
+    return [number for number in near if number not in there]
 
 
 def _check_files(folder: Folder, proofs: Proofs) -> int:

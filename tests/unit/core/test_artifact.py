@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
 def test_what_is_replaced_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for steps in (1, 2):
         artifact.build(tmp_path, "student", inputs={}, config={"n": steps}, make=lambda _: {})
-    assert capsys.readouterr().err.count("student: replaces the one in") == 1
+    assert capsys.readouterr().err.count("student: made anew; it then replaces the one in") == 1
 
 
 # A full disk.

@@ -155,13 +155,15 @@ def test_an_approval_for_these_weights_counts() -> None:
 
 
 def test_an_approval_counts_wherever_the_model_lies() -> None:
-    for given, asked, counts in (
-        ("/home/jane/wonder", "/srv/models/wonder/", True),
-        ("/hub/models--acme--wonder/snapshots/abc", "acme/wonder", True),
-        ("acme/wonder", "/srv/models/wonder", False),
+    these = {"sha256": "a" * 64}
+    for given, asked, weights, counts in (
+        ("/home/jane/wonder", "/srv/models/wonder/", these, True),
+        ("/home/jane/wonder", "/srv/models/wonder/", {}, False),  # any folder could be called so
+        ("/hub/models--acme--wonder/snapshots/abc", "acme/wonder", {}, True),
+        ("acme/wonder", "/srv/models/wonder", these, False),
     ):
-        approvals = [approval(given)]
-        decision = decide([Teacher(asked)], channel="weights", on=TODAY, approvals=approvals)
+        approvals, teacher = [approval(given, **weights)], Teacher(asked, "a" * 64)
+        decision = decide([teacher], channel="weights", on=TODAY, approvals=approvals)
         assert decision.verdict.permits == counts, given
 
 

@@ -27,7 +27,7 @@ def test_one_spelling(name, wanted) -> None:
 
 
 def test_forms_are_the_last_two_parts_and_the_last() -> None:
-    assert match.forms("/data/Models/Llama-3.1-8B") == ("models/llama-3.1-8b", "llama-3.1-8b")
+    assert match.forms("Models/Llama-3.1-8B") == ("models/llama-3.1-8b", "llama-3.1-8b")
     assert match.forms("grok") == ("grok",)
     assert match.forms("/") == ("",)
 
@@ -55,6 +55,14 @@ def test_the_most_specific_pattern_counts() -> None:
 )
 def test_owner_of_hub_names_only(name, owner) -> None:
     assert match.owner(name) == owner
+
+
+def test_the_folder_of_a_path_is_no_part_of_its_name() -> None:
+    assert match.forms("/home/jane/smollm2-distil/teacher") == ("teacher",)
+    assert match.forms("./smollm2-distil/teacher.gguf") == ("teacher.gguf",)
+    assert match.forms("acme/teacher") == ("acme/teacher", "teacher")
+    hub = "/cache/models--HuggingFaceTB--SmolLM2-135M/snapshots/abc"
+    assert match.forms(hub) == ("huggingfacetb/smollm2-135m", "smollm2-135m")
 
 
 def test_a_released_file_never_shows_a_local_path() -> None:

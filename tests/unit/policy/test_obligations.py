@@ -218,6 +218,7 @@ def test_no_local_path_reaches_the_notice() -> None:
 def test_a_folder_of_this_machine_is_no_publisher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tmp_path = tmp_path / "qwen3-work"  # a folder's name is not the model's either
     (tmp_path / "private/Llama-3.1-8B").mkdir(parents=True)
     (tmp_path / "private/Llama-3.1-8B/config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)

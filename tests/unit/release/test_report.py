@@ -397,6 +397,7 @@ def test_unequal_budgets_are_told(facts: ReportFacts) -> None:
         (arm(10.3, 0.02, 48_000.0), "Training itself helped"),
         (arm(0.1, 0.9, 2.4), "Training itself did harm"),
         (arm(0.512, 0.704, 3.61), "shows no effect"),
+        (arm(10.3, 0.9, 3.61), "better by one measure, worse by another"),
         (Arm(), "was not measured"),
     ],
 )

@@ -16,7 +16,7 @@ from overproof.teacher.answers import (
     _unique,
     _write,
     _write_signals,
-    demand_room,
+    demand_sequence,
     shared_prefix,
 )
 from overproof.teacher.distribution import Kept, SignalCache, Signals
@@ -61,10 +61,13 @@ def test_targets_are_the_places_before_answer_tokens() -> None:
 
 def test_answers_that_may_be_too_long_are_refused_before_they_are_drawn() -> None:
     recipe = load_recipe(find_recipe("support"), ["sample.max_new_tokens=80"])
-    demand_room(176, recipe)
+    demand_sequence(176, recipe)
     with pytest.raises(UsageError, match="too short for the longest prompt") as caught:
-        demand_room(177, recipe)
-    assert "prompt 177 tokens, answer 80 at most" in caught.value.render()
+        demand_sequence(177, recipe)
+    assert (
+        "an answer of 80 tokens (sample.max_new_tokens) behind a prompt of 177"
+        in caught.value.render()
+    )
 
 
 def test_a_record_that_is_no_prompt_is_told() -> None:

@@ -243,7 +243,7 @@ import torch
 if __name__ == "__main__":
     model = tiny.model(layers=12).to(torch.bfloat16)
     journal = Journal(Path(sys.argv[1]) / "journal")
-    how = drawing(max_new_tokens=24, slots=8, signals=Kept(5, 3))
+    how = drawing(max_new_tokens=24, slots=8, signals=Kept(5, 3, prompts=True))
     draw_all(model, HEAD, requests(300, signals=True), how, journal, tiny.meter())
     journal.close()
     Path(sys.argv[1], "finished").touch()

@@ -127,6 +127,16 @@ def test_a_statement_taken_away_with_its_log_proof(
     assert any(f"proof/{number}-" in line for line in [caught.value.what, *caught.value.details])
 
 
+def test_a_number_far_off_names_nothing_and_costs_nothing(release: Path, signer: Path) -> None:
+    for file in [*release.glob("proof/10-*"), *release.glob("proof/12-*")]:
+        file.unlink()
+    for file in release.glob("proof/17-*"):
+        file.rename(file.with_name(file.name.replace("17-", "99999999999-")))
+    with pytest.raises(TrustError) as caught:
+        run(Config(release, signer))
+    assert len(caught.value.details) < 30
+
+
 def test_another_signature_of_the_same_key(release: Path, signer: Path) -> None:
     """ECDSA has a second valid signature for each; only the log notices."""
     from cryptography.hazmat.primitives.asymmetric.utils import (
