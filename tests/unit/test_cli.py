@@ -158,10 +158,13 @@ def test_ctrl_c_says_that_work_is_kept(
 
 
 def test_sigterm_ends_it_as_ctrl_c_does() -> None:
-    """As `docker stop`, systemd and `timeout` send it."""
+    """As `docker stop`, systemd and `timeout` send it.
+
+    Sleeps are short: a signal just before one waits for its end.
+    """
     script = (
         "import sys, time\nfrom overproof import cli\nfrom overproof.policy import terms\n"
-        "terms.run = lambda config: print('up', flush=True) or time.sleep(60)\n"
+        "terms.run = lambda _: print('up', flush=True) or [time.sleep(0.1) for _ in range(600)]\n"
         "sys.argv = ['overproof', 'terms', 'gpt-4o']\ncli.main()\n"
     )
     command = [sys.executable, "-c", script]
