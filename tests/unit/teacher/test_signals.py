@@ -10,6 +10,7 @@ import torch
 from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.config import Recipe, find_recipe, load_recipe
 from overproof.core.disk import temporary
+from overproof.student.initial import initial
 from overproof.teacher import signals
 from overproof.teacher.distribution import Kept, SignalCache, Signals, draw, shard_file, write_shard
 from overproof.teacher.local import Teacher
@@ -175,9 +176,9 @@ def samples(store: Path, kept: Signals | None) -> Artifact:
     return build(store, "samples", inputs={}, config={}, make=make)
 
 
-def recipe() -> Recipe:
+def recipe(*more: str) -> Recipe:
     overrides = ["signals.top_k=6", "signals.tail_draws=4", f"train.sequence_length={ROOM}"]
-    return load_recipe(find_recipe("support"), overrides)
+    return load_recipe(find_recipe("support"), [*overrides, *more])
 
 
 def test_signals_kept_while_sampling_are_taken_over_without_the_teacher(tmp_path: Path) -> None:
@@ -202,3 +203,23 @@ def test_answers_without_signals_are_read_by_the_teacher_once_more(tmp_path: Pat
     wanted = shard_signals(teacher.half, HEAD, tiny.examples(10), ROOM, WHOLE)
     torch.testing.assert_close(found.tail_N, wanted.tail_N, rtol=1e-4, atol=1e-5)
     assert stage.manifest["times"]["measured"]["tokens_per_second"] > 0
+
+
+def test_the_student_is_cut_by_the_answers_alone(tmp_path: Path) -> None:
+    """Signals inside the prompts are for training: vocabulary, layers and weights stay the same."""
+    teacher = tiny.teacher()
+    made = samples(tmp_path, None)
+    cut: list[Artifact] = []
+    for prompts in ("true", "false"):
+        asked = recipe(
+            f"signals.prompts={prompts}", "signals.tail_draws=0", "student.layers=2",
+            "student.mlp_width=null", "student.vocabulary=290", "student.calibration_tokens=40",
+        )  # fmt: skip
+        store = tmp_path / prompts
+        stage = cache(lambda: teacher, made, asked, teacher.resource, store)
+        cut.append(initial(lambda: teacher, made, stage, asked, teacher.resource, store))
+    one, other = cut
+    assert one.facts == other.facts
+    assert (
+        one.file("model.safetensors").read_bytes() == other.file("model.safetensors").read_bytes()
+    )
