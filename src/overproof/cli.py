@@ -36,9 +36,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 def main() -> None:
     """The entry point of the command `overproof`."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # `docker stop` ends it as Ctrl-C does
+    # `docker stop`, systemd and `timeout` end it as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(dispatch(sys.argv[1:]))
 
 

@@ -17,7 +17,6 @@ from overproof.core.console import note
 from overproof.core.digest import pretty
 from overproof.core.errors import OverproofError, StageError, UsageError, install
 
-FAILED = StageError.exit_code
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STOPPED = "stopped; finished work is kept, run the same command again"
 TRACEBACK = "OVERPROOF_TRACEBACK"  # set to 1: an unexpected exception shows where it came from

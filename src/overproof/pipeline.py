@@ -13,7 +13,7 @@ from overproof.core.artifact import Artifact, Json, Resource, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe, Section
 from overproof.core.console import note
-from overproof.core.disk import disk_errors, exclusive
+from overproof.core.disk import disk_errors, exclusive, replace_folder
 
 device.prepare()
 
@@ -194,15 +194,11 @@ def publish(
         partial, artifacts=parts.chain, predicates=predicates, signer=signer, name=plan.name
     )
     verify.verify(partial, signer.public)
-    old = out / f".{RELEASE}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        if files_of(final) != files_of(partial):
-            note(f"release: replaces another one in {final}")
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-    note(f"release: {len(files_of(final))} files in {final}")
+    made = files_of(partial)
+    if final.exists() and files_of(final) != made:
+        note(f"release: replaces another one in {final}")
+    replace_folder(partial, final)
+    note(f"release: {len(made)} files in {final}")
     return final
 
 

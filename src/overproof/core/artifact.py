@@ -22,16 +22,14 @@ from overproof import __version__
 from overproof.core.code import source_sha256
 from overproof.core.console import note
 from overproof.core.digest import pretty, sha256_file, sha256_json
-from overproof.core.disk import disk_error, temporary, write_atomic
+from overproof.core.disk import disk_error, replace_folder, temporary, write_atomic
 from overproof.core.errors import StageError, TrustError
 
 MANIFEST = "artifact.json"
 FORMAT = "overproof-artifact/1"
+FILE = "file:"  # the URI of a resource that only the maker's machine has
 SCRATCH = ".scratch"  # folder in a stage's work folder, for what helps to resume
 Json = dict[str, Any]
-
-
-FILE = "file:"  # the URI of a resource that only the maker's machine has
 
 
 @dataclass(frozen=True)
@@ -376,11 +374,6 @@ def _existing(final: Path, identity: Json) -> Artifact | None:
 
 
 def _move_into_place(partial: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(partial, final)
     for stale in final.parent.glob(f".{escape(final.name)}.*.partial"):
         shutil.rmtree(stale, ignore_errors=True)

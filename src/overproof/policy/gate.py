@@ -47,7 +47,7 @@ class Approval(Section):
     """Somebody's signed word that one teacher may be used although the table refuses it.
 
     Attributes:
-        sha256: the weights it is for; None for any under that name.
+        sha256: the weights it is for; None for any under that name, which no file or folder has.
         terms_digest: as `overproof terms` prints it; when a row that applies changes, the approval
             no longer fits and must be given again.
         approver: id of the key that signed.
@@ -80,6 +80,8 @@ class Approval(Section):
             )
         if not self.date <= finding.on <= self.expires:
             return f"it counts from {self.date} to {self.expires}, not on {finding.on}"
+        if self.sha256 is None and match.is_path(teacher.name):
+            return "it names no weights, and a file or folder is known by its digest alone"
         return None
 
 
@@ -270,8 +272,6 @@ def _rule(teacher: Teacher, finding: Finding, approvals: Sequence[Approval]) -> 
         if asked != given:
             continue
         reason = approval.why_not(teacher, finding)
-        if reason is None and approval.sha256 is None and match.is_path(teacher.name):
-            reason = "it names no weights, and a file or folder is known by its digest alone"
         if reason is None:
             return Ruling(teacher, finding, approval)
         rejected.append(reason)

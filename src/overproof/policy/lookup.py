@@ -90,13 +90,13 @@ class Finding:
         if self.channel != "weights" and self.verdict.permits:
             hosts = ", ".join(dict.fromkeys(row.artefact for row in self.rows))
             return [f"this holds for {hosts}; another host of the same model has its own terms"]
-        publishers = {name for row in self.rows for name in row.publishers}
-        owner = match.owner(self.model)
         if self.rows and match.is_path(self.model):
             return [
                 "judged by the name of a file or folder only: whose weights these are, and what "
                 "was done to them, is not known"
             ]
+        publishers = {name for row in self.rows for name in row.publishers}
+        owner = match.owner(self.model)
         if owner is None or not publishers or owner in publishers:
             return []
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -61,6 +62,14 @@ def owner(name: str) -> str | None:
     if is_path(text) or text.count("/") != 1:
         return None
     return text.split("/")[0].lower()
+
+
+def from_root(path: str) -> str:
+    """A path from the root, for nobody to take a folder for a publisher. Raises for no name.
+
+    A link stays what it is called.
+    """
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 def is_path(name: str) -> bool:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from overproof.core.config import Section
 from overproof.core.errors import PolicyError, UsageError
+from overproof.policy import match
 from overproof.policy.lookup import Finding, lookup
 from overproof.policy.rows import Channel, Row
 from overproof.policy.words import (
@@ -82,10 +83,9 @@ def run(config: Config) -> Result:
     """
     if not config.model.strip():
         raise UsageError("the name of the model is blank", hint="overproof terms MODEL")
-    # As `distill` takes it: what is here goes before what the hub calls so. A name may be anything,
-    # and these functions raise nothing.
-    here = os.path.expanduser(config.model)  # noqa: PTH111
-    model = os.path.abspath(here) if os.path.exists(here) else config.model  # noqa: PTH100, PTH110
+    # As `distill` takes it: what is here goes before what the hub calls so.
+    here = match.from_root(config.model)
+    model = here if os.path.exists(here) else config.model  # noqa: PTH110 (raises for no name)
     return Result(lookup(model, config.channel, config.on or date.today()))
 
 

@@ -231,16 +231,11 @@ def conclude(facts: ReportFacts) -> Conclusion:
     since = outcome(_against(facts, "untrained", facts.untrained))
     sentences.append(TRAINING[since])
     result = outcome(against)
+    headline = HEADLINES[result]
     if result == "helped" and since in ("hurt", "not shown"):
-        headline = IN_VAIN.format(better=_names(against, "better"))
-        return Conclusion("not shown", headline, tuple(sentences))
-    return Conclusion(result, _headline(result, against), tuple(sentences))
-
-
-def _headline(result: Outcome, against: tuple[Comparison, ...]) -> str:
-    return HEADLINES[result].format(
-        better=_names(against, "better"), worse=_names(against, "worse")
-    )
+        result, headline = "not shown", IN_VAIN
+    better, worse = _names(against, "better"), _names(against, "worse")
+    return Conclusion(result, headline.format(better=better, worse=worse), tuple(sentences))
 
 
 def _names(against: tuple[Comparison, ...], order: Order) -> str:

@@ -197,7 +197,8 @@ class _Said(NamedTuple):
 
     def positions(self, kept: Kept) -> int:
         """How many have signals."""
-        return kept.prompts * (len(self.request.ids) - 1) + len(self.tokens)
+        example = Example(self.request.record, self.request.ids, tuple(self.tokens))
+        return len(example.targets(prompt=kept.prompts))
 
 
 def _unique(requests: Sequence[Request], journal: Journal) -> list[_Said]:

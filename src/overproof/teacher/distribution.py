@@ -152,7 +152,7 @@ class Exact(NamedTuple):
             offset_P: where the draws begin, a uniform number for each position.
         """
         values_PK, ids_PK = self.top(kept.top)
-        largest_P1 = self.logits_PV.amax(-1, keepdim=True)
+        largest_P1 = values_PK[:, :1]
         exp_PV = (self.logits_PV - largest_P1).exp_()
         normaliser_P1 = exp_PV.sum(-1, keepdim=True).log_() + largest_P1
         log_probs_PK = (values_PK - normaliser_P1).half()
@@ -235,10 +235,8 @@ class SignalCache(Iterable[Signals]):
         for path in self._shards:
             shard = load_file(path)
             found = Signals(*(shard[name] for name in ARRAYS))
-            stop = start + len(found.tail_N)
-            yield found if self._only is None else found.rows(self._mask(start, stop))
-            start = stop
-
-    def _mask(self, start: int, stop: int) -> Tensor:
-        assert self._only is not None
-        return torch.from_numpy(self._only[start:stop])
+            which = slice(start, start + len(found.tail_N))
+            start = which.stop
+            if self._only is not None:
+                found = found.rows(torch.from_numpy(self._only[which]))
+            yield found

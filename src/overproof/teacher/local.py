@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -165,8 +164,7 @@ def identify(name: str) -> tuple[Path, Resource]:
     """
     if name.startswith(BUILTIN_PREFIX):
         return _builtin(name)
-    # From the root, for nobody to take a folder for a publisher; a link stays what it is called.
-    path = Path(os.path.abspath(Path(name).expanduser()))  # noqa: PTH100
+    path = Path(match.from_root(name))
     stated = match.stated(str(path))
     if path.suffix == ".gguf":
         if not path.is_file():

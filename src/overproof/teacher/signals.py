@@ -92,8 +92,7 @@ def shard_signals(
     found = Signals.empty(count, kept)
     seed = int(sha256_json([[one.key, *one.answer] for one in examples])[:15], 16)
     offset_N = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random(count))
-    found_at = target_logits(model, prefix, examples, length, prompts=kept.prompts)
-    for where, logits_NV in found_at:
+    for where, logits_NV in target_logits(model, prefix, examples, length, prompts=kept.prompts):
         at = torch.from_numpy(where)
         for part in exact(logits_NV):
             rows = at[part.where]
