@@ -49,11 +49,34 @@ def fields(schema: Any, node: Any, prefix: str) -> list[tuple[str, Any, bool]]:
     """Dotted place, schema, and whether it must be given, of each field that holds a value."""
     found: list[tuple[str, Any, bool]] = []
     for name, field in node["properties"].items():
-        reference = field.get("$ref", "").rpartition("/")[2]
-        if reference:
-            found += fields(schema, schema["$defs"][reference], f"{prefix}{name}.")
+        if "$ref" in field:
+            found += fields(schema, _definition(schema, field), f"{prefix}{name}.")
+        elif "oneOf" in field:
+            found += _kinds(schema, field, f"{prefix}{name}.")
         else:
             found.append((prefix + name, field, name in node.get("required", [])))
+    return found
+
+
+def _definition(schema: Any, field: Any) -> Any:
+    return schema["$defs"][field["$ref"].rpartition("/")[2]]
+
+
+def _kinds(schema: Any, field: Any, prefix: str) -> list[tuple[str, Any, bool]]:
+    """A section of several kinds: which there are, and then the fields of each."""
+    kinds = {
+        node["properties"]["kind"]["const"]: node
+        for node in (_definition(schema, one) for one in field["oneOf"])
+    }
+    meaning = "; ".join(f"`{kind}`: {node['description'].rstrip('.')}" for kind, node in kinds.items())
+    default = field.get("default", {}).get("kind")
+    choice = {"enum": list(kinds), "default": default, "description": meaning}
+    found = [(f"{prefix}kind", choice, default is None)]
+    for kind, node in kinds.items():
+        for place, inner, required in fields(schema, node, prefix):
+            if place != f"{prefix}kind":
+                meaning = f"of `{kind}`: {inner['description']}"
+                found.append((place, inner | {"description": meaning}, required))
     return found
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from overproof.core.config import Section
 from overproof.core.errors import install
+from overproof.core.section import Section
 from overproof.core.workers import SHARED_REMEDY
 from overproof.machine import (
     CANN_LIBRARY,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overproof.student import losses
-from overproof.student.losses import bucket_kl, chunked_bucket_kl, one_hot
+from overproof.student.losses import Sparse, chunked_divergence, divergence_of, one_hot
 from overproof.teacher.distribution import draw
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -29,7 +29,7 @@ def test_never_negative(seed: int, scale: float, tokens: int, data: st.DataObjec
     kept = data.draw(st.integers(1, tokens))
     logits, _, ids, probs = case(seed, scale, 5, tokens, kept)
     for dtype in (torch.float32, torch.float64):
-        loss, grad = bucket_kl(logits.to(dtype), ids, probs.to(dtype))
+        loss, grad = divergence_of(logits.to(dtype), Sparse.of(ids, probs.to(dtype)))
         assert (loss >= -1e-6 if dtype == torch.float32 else loss >= -1e-12).all()
         assert torch.isfinite(loss).all()
         assert torch.isfinite(grad).all()
@@ -41,7 +41,7 @@ def test_zero_on_equal_inputs(seed: int, scale: float, tokens: int, data: st.Dat
     kept = data.draw(st.integers(1, tokens))
     logits, _, _, _ = case(seed, scale, 5, tokens, kept)
     probs, ids = logits.softmax(-1).topk(kept, -1)
-    loss, grad = bucket_kl(logits, ids, probs)
+    loss, grad = divergence_of(logits, Sparse.of(ids, probs))
     torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-9)
     torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-9)
 
@@ -54,7 +54,7 @@ def test_dense_when_every_token_is_kept(seed: int, scale: float, tokens: int) ->
     log_p, log_q = teacher.log_softmax(-1), logits.log_softmax(-1)
     dense = (log_p.exp() * (log_p - log_q)).sum(-1)
     wanted = torch.autograd.grad(dense.sum(), logits)[0]
-    loss, grad = bucket_kl(logits.detach(), ids, probs)
+    loss, grad = divergence_of(logits.detach(), Sparse.of(ids, probs))
     torch.testing.assert_close(loss, dense.detach(), rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(grad, wanted, rtol=1e-6, atol=1e-12)
 
@@ -74,7 +74,7 @@ def test_the_gradient_is_that_of_the_value(
     kept_terms = (torch.xlogy(probs, probs) - probs * q.gather(-1, ids).log()).sum(-1)
     value = kept_terms + torch.xlogy(tail_p, tail_p) - tail_p * tail_q.log()
     wanted = torch.autograd.grad(value.sum(), logits)[0]
-    loss, grad = bucket_kl(logits.detach(), ids, probs)
+    loss, grad = divergence_of(logits.detach(), Sparse.of(ids, probs))
     torch.testing.assert_close(loss, value.detach(), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(grad, wanted, rtol=1e-6, atol=1e-9)
 
@@ -82,8 +82,8 @@ def test_the_gradient_is_that_of_the_value(
 def test_a_sum_over_one_by_rounding_leaves_no_tail() -> None:
     logits, _, ids, probs = case(0, 3.0, 4, 9, 8)
     probs /= probs.sum(-1, keepdim=True)
-    loss, grad = bucket_kl(logits, ids, probs)
-    more_loss, more_grad = bucket_kl(logits, ids, probs * (1 + 1e-15))
+    loss, grad = divergence_of(logits, Sparse.of(ids, probs))
+    more_loss, more_grad = divergence_of(logits, Sparse.of(ids, probs * (1 + 1e-15)))
     assert (probs.sum(-1) * (1 + 1e-15) > 1).all()
     torch.testing.assert_close(more_loss, loss, rtol=0, atol=1e-12)
     torch.testing.assert_close(more_grad, grad, rtol=0, atol=1e-12)
@@ -101,8 +101,8 @@ def test_drawn_tokens_give_the_gradient_of_the_whole_divergence_in_the_mean(
     offsets = (torch.arange(1000) + 0.5) / 1000
     tail = p.scatter(-1, ids, 0.0).float().expand(1000, -1)
     many = [tensor.expand(1000, -1) for tensor in (logits, ids, probs)]
-    loss, grad = bucket_kl(*many, draw(tail, offsets, count))
-    torch.testing.assert_close(loss, bucket_kl(*many)[0])
+    loss, grad = divergence_of(many[0], Sparse.of(*many[1:], draw(tail, offsets, count)))
+    torch.testing.assert_close(loss, divergence_of(many[0], Sparse.of(*many[1:]))[0])
     torch.testing.assert_close(grad.sum(-1), torch.zeros(1000).double(), rtol=0, atol=1e-9)
     torch.testing.assert_close(grad.mean(0), (q - p)[0], rtol=0, atol=2e-3)
 
@@ -121,7 +121,8 @@ def test_drawn_tokens_may_stand_for_a_kept_one(seed: int, tokens: int, own: int,
     offsets = (torch.arange(1000) + 0.5) / 1000
     tail = teacher.softmax(-1).scatter(-1, ids, 0.0).float().expand(1000, -1)
     drawn = student_ids[draw(tail, offsets, 5)]
-    _, grad = bucket_kl(*(one.expand(1000, -1) for one in (logits, places, mine)), drawn)
+    many = [one.expand(1000, -1) for one in (logits, places, mine)]
+    _, grad = divergence_of(many[0], Sparse(many[1], many[2], drawn))
     torch.testing.assert_close(grad.mean(0), (logits.softmax(-1) - p)[0], rtol=0, atol=2e-3)
 
 
@@ -133,8 +134,7 @@ def test_a_distribution_on_one_token_is_cross_entropy(seed: int, tokens: int) ->
     logits.requires_grad_(True)
     dense = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     wanted = torch.autograd.grad(dense.sum(), logits)[0]
-    ids, probs = one_hot(targets)
-    loss, grad = bucket_kl(logits.detach(), ids, probs.double())
+    loss, grad = divergence_of(logits.detach(), one_hot(targets))
     torch.testing.assert_close(loss, dense.detach(), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(grad, wanted, rtol=1e-6, atol=1e-9)
 
@@ -145,9 +145,9 @@ def test_filler_of_probability_0_changes_nothing(seed: int, tokens: int, filler:
     """Filler may repeat a kept token, another filler, or name any token."""
     logits, _, ids, probs = case(seed, 2.0, 5, tokens, 2)
     more = torch.randint(tokens, (5, filler), generator=torch.Generator().manual_seed(seed))
-    loss, grad = bucket_kl(logits, ids, probs)
+    loss, grad = divergence_of(logits, Sparse.of(ids, probs))
     wide = torch.cat([ids, more], -1), torch.cat([probs, torch.zeros(5, filler)], -1).double()
-    loss_wide, grad_wide = bucket_kl(logits, *wide)
+    loss_wide, grad_wide = divergence_of(logits, Sparse.of(*wide))
     torch.testing.assert_close(loss_wide, loss, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(grad_wide, grad, rtol=1e-9, atol=1e-12)
 
@@ -171,10 +171,10 @@ def test_chunks_and_micro_batches_change_nothing(
         try:
             total = torch.zeros((), dtype=torch.float64)
             for part in parts:
-                loss = chunked_bucket_kl(
-                    mine[part], own, ids[part], probs[part], weight[part], drawn[part],
-                    compute=torch.float64,
-                )  # fmt: skip
+                target = Sparse(ids[part], probs[part], drawn[part])
+                loss = chunked_divergence(
+                    mine[part], own, target, weight[part], compute=torch.float64
+                )
                 loss.backward()
                 total += loss.detach()
         finally:

@@ -6,21 +6,14 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from overproof.core.errors import UsageError
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A part of the recipe: immutable, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from overproof.core.methods import Divergence, ForwardKl
+from overproof.core.section import Fraction, Positive, Section
 
 
 class DataConfig(Section):
@@ -56,7 +49,9 @@ class SampleConfig(Section):
     )
     answers: Positive = Field(1, description="answers drawn to each training prompt")
     heldout_prompts: Positive = Field(200, description="the same of the held-out split")
-    temperature: float = Field(0.7, gt=0.0, description="of the draws; signals are taken at 1")
+    temperature: float = Field(
+        0.7, gt=0.0, description="of the draws; that of the signals is their own"
+    )
     top_p: Fraction = Field(1.0, description="draw from the tokens that reach this mass")
     top_k: Positive = Field(64, description="draw from this many most likely tokens")
     max_new_tokens: Positive = Field(96, description="longest answer, tokens")
@@ -79,6 +74,12 @@ class SignalConfig(Section):
         True,
         description="kept inside the prompts too: the student follows the teacher there as well, "
         "and learns more from the same text",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0.0,
+        description="of the kept distributions and of the student's while it learns from them; the "
+        "loss is multiplied by its square",
     )
     while_sampling: bool = Field(
         True,
@@ -108,6 +109,7 @@ class TrainConfig(Section):
     """How the student learns."""
 
     steps: Positive = Field(description="optimizer steps, of each arm")
+    divergence: Divergence = ForwardKl()
     sequences: Positive = Field(8, description="packed sequences a step")
     sequence_length: Positive = Field(256, description="tokens a packed sequence")
     learning_rate: float = Field(4e-4, gt=0.0, description="after warm-up, before decay")
@@ -263,10 +265,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError, path: Path) -> UsageError:
     lines, hint = [], None
     for row in error.errors():
-        place = ".".join(str(part) for part in row["loc"])
+        place, section = _follow(row["loc"])
         if row["type"] == "extra_forbidden":
             lines.append(f"{place}: unknown key")
-            hint = hint or _nearest(str(row["loc"][-1]), _known_keys(row["loc"][:-1]))
+            hint = hint or _nearest(str(row["loc"][-1]), section.model_fields)
         elif row["type"] == "missing":
             lines.append(f"{place}: missing")
         else:
@@ -278,14 +280,28 @@ def _explain(error: ValidationError, path: Path) -> UsageError:
     )
 
 
-def _known_keys(place: Iterable[str | int]) -> list[str]:
+def _follow(place: Iterable[str | int]) -> tuple[str, type[BaseModel]]:
+    """A place in the recipe as it is written there, and the section that it lies in.
+
+    Where a section has kinds, pydantic's place names the kind after the section.
+    """
     model: type[BaseModel] = Recipe
-    for part in place:
-        found = model.model_fields[str(part)].annotation
-        if not (isinstance(found, type) and issubclass(found, BaseModel)):
-            return []
-        model = found
-    return list(model.model_fields)
+    shown, kinds = list[str](), dict[str, type[BaseModel]]()
+    for part in map(str, place):
+        if part in kinds:
+            model = kinds[part]
+            continue
+        shown.append(part)
+        field = model.model_fields.get(part)
+        found = field.annotation if field else None
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            model = found
+        kinds = {
+            get_args(one.model_fields["kind"].annotation)[0]: one
+            for one in get_args(found)
+            if isinstance(one, type) and issubclass(one, BaseModel)
+        }
+    return ".".join(shown), model
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from overproof.core.artifact import MANIFEST, Artifact, Input, Json, Resource, build, check
-from overproof.core.config import Positive, Section
 from overproof.core.digest import sha256_file
 from overproof.core.disk import exclusive
 from overproof.core.errors import PolicyError, UsageError
+from overproof.core.section import Positive, Section
 from overproof.data import dataset
 from overproof.data.assemble import DUPLICATES, Assembly
 from overproof.data.checks.encoding import Encoding, Mojibake

@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from overproof.core.config import Section
 from overproof.core.contract import USE
 from overproof.core.errors import PolicyError, StageError, TrustError, UsageError
+from overproof.core.section import Section
 from overproof.policy import match
 from overproof.policy.lookup import Finding, lookup, unique
 from overproof.policy.rows import CHANNELS, Channel, Obligation, Row

@@ -14,9 +14,9 @@ from typing import Any
 import license_expression
 import yaml
 
-from overproof.core.config import Section
 from overproof.core.contract import MAX_EXPRESSION
 from overproof.core.errors import PolicyError, UsageError
+from overproof.core.section import Section
 from overproof.policy.verdict import Verdict
 
 DATA = Path(__file__).with_name("data") / "licences.yaml"

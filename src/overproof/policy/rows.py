@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from overproof.core.config import Section
 from overproof.core.digest import sha256_json
 from overproof.core.errors import UsageError
+from overproof.core.section import Section
 from overproof.policy import licences
 from overproof.policy.match import is_pattern
 from overproof.policy.verdict import Verdict

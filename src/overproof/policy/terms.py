@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field
 
-from overproof.core.config import Section
 from overproof.core.errors import PolicyError, UsageError
+from overproof.core.section import Section
 from overproof.policy import match
 from overproof.policy.lookup import Finding, lookup
 from overproof.policy.rows import Channel, Row

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from overproof.core.config import Positive, Section
 from overproof.core.errors import UsageError
+from overproof.core.section import Positive, Section
 from overproof.release.engine import Engine
 
 BUILDS = ("gguf-q8_0", "gguf-f16")  # the smaller and faster one first

@@ -9,8 +9,9 @@ import torch
 
 from overproof.core import device, host
 from overproof.core.artifact import Artifact, Json, Work, build
-from overproof.core.config import Recipe
+from overproof.core.config import Recipe, TrainConfig
 from overproof.core.console import meter
+from overproof.core.methods import ForwardKl
 from overproof.student import initial as first
 from overproof.student.examples import build_train_set
 from overproof.student.train import train
@@ -34,6 +35,8 @@ def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> 
 
 
 def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) -> Artifact:
+    config = recipe.train if "signals" in inputs else plain(recipe.train)
+
     def make(work: Work) -> Json:
         answers = read(inputs["samples"])
         start = first.load(inputs["initial"].path)
@@ -46,13 +49,14 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
             start.vocabulary,
             signals,
             prompts=signals is not None and recipe.signals.prompts,
+            temperature=recipe.signals.temperature if signals else 1.0,
         )
         device.release_memory()  # the projection's temporaries, before the workers need room
         with meter(f"training {kind}", recipe.train.steps, "steps") as progress:
             done = train(
                 start.model,
                 examples,
-                recipe.train,
+                config,
                 recipe.seed,
                 work.scratch("train"),
                 progress,
@@ -73,5 +77,10 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
             "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
         }
 
-    config = {"train": recipe.train.model_dump(exclude={"control"}), "seed": recipe.seed}
-    return build(store, kind, inputs=inputs, config=config, make=make, layer="student")
+    key = {"train": config.model_dump(exclude={"control"}), "seed": recipe.seed}
+    return build(store, kind, inputs=inputs, config=key, make=make, layer="student")
+
+
+def plain(config: TrainConfig) -> TrainConfig:
+    """The same training by cross-entropy: forward KL to a distribution on one token."""
+    return config.model_copy(update={"divergence": ForwardKl()})

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from overproof.core.errors import StageError
+from overproof.student.losses import Sparse
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.distribution import Signals
 from overproof.teacher.example import Example
@@ -74,8 +75,9 @@ class TrainSet:
         prefix: tokens of the shared prefix.
         lengths: tokens of each example.
         tokens_N: all examples' tokens, one after another.
-        ids_NK, probs_NK, drawn_NR: the target distribution at each position (see `bucket_kl`).
+        ids_NK, probs_NK, drawn_NR: the target distribution at each position, see `losses.Sparse`.
         weight_N: 1 where there is a target, else 0.
+        temperatures: one number, the temperature of the distributions.
     """
 
     prefix: NDArray[np.int64]
@@ -85,11 +87,25 @@ class TrainSet:
     probs_NK: NDArray[np.float32]
     drawn_NR: NDArray[np.int32]
     weight_N: NDArray[np.float32]
+    temperatures: NDArray[np.float32]
 
     @classmethod
     def map(cls, folder: Path) -> TrainSet:
         """Map the arrays that `build_train_set` wrote, one `.npy` file each, without reading."""
         return cls(**{name: _mapped(_file(folder, name)) for name in cls.__annotations__})
+
+    def target(self, which: NDArray[np.int64]) -> Sparse:
+        """The target of some positions."""
+        return Sparse(
+            torch.from_numpy(self.ids_NK[which]).long(),
+            torch.from_numpy(self.probs_NK[which]),
+            torch.from_numpy(self.drawn_NR[which]).long(),
+        )
+
+    @property
+    def temperature(self) -> float:
+        """Of the distributions."""
+        return float(self.temperatures[0])
 
     @property
     def examples(self) -> list[list[int]]:
@@ -136,6 +152,7 @@ def build_train_set(
     signals: Iterable[Signals] | None,
     *,
     prompts: bool = False,
+    temperature: float = 1.0,
 ) -> TrainSet:
     """Write the targets of every position of every example, and map them.
 
@@ -144,6 +161,7 @@ def build_train_set(
         signals: the teacher's, in the order of the examples; None for the control arm, whose
             target is the next token alone.
         prompts: whether the prompts' positions have signals, and are learned, too.
+        temperature: that the signals were taken at.
 
     Raises:
         StageError: the signals are not those of these examples.
@@ -153,6 +171,7 @@ def build_train_set(
         part.mkdir(parents=True, exist_ok=True)
         respelled = [respell(example, vocabulary, prompt=prompts) for example in examples]
         _write(part, prefix, respelled, vocabulary, signals)
+        np.save(_file(part, "temperatures"), np.array([temperature], np.float32))
         part.rename(folder)
     return TrainSet.map(folder)
 

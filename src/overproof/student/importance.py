@@ -22,7 +22,7 @@ from overproof.core.console import Meter
 from overproof.core.errors import UsageError
 from overproof.core.workers import CONTEXT, sharing, spread
 from overproof.data.pack import Packed
-from overproof.student.losses import bucket_kl
+from overproof.student.losses import Sparse, divergence_of
 from overproof.student.stack import Stack
 
 ROWS = 32  # positions whose logits are worked on at a time: 49,152 in fp32 are 6 MB
@@ -177,6 +177,6 @@ def divergence(teacher: Any, hidden_RTD: Tensor, calibration: Calibration) -> fl
         calibration.probs_PK.split(ROWS),
         strict=True,
     ):
-        loss_P, _ = bucket_kl(rows[0].float(), rows[1], rows[2])
+        loss_P, _ = divergence_of(rows[0].float(), Sparse.of(rows[1], rows[2]))
         total += float(loss_P.double().sum())
     return total / len(logits_PU)

@@ -17,9 +17,10 @@ from torch import Tensor
 from overproof.core.config import TrainConfig
 from overproof.data.pack import Packed
 from overproof.student.body import make_body
+from overproof.student.divergences import divergence
 from overproof.student.examples import TrainSet
 from overproof.student.flat import Flat
-from overproof.student.losses import chunked_bucket_kl
+from overproof.student.losses import chunked_divergence
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
 from overproof.teacher.forward import model_inputs
 
@@ -83,13 +84,13 @@ class Worker:
         mine = batch.rows(slice(self.rank, None, self.workers), whole=True)
         place, source, weight = targets(mine, self.data)
         hidden_RTD = self.body.states(model_inputs(mine, self.model.dtype))
-        loss = chunked_bucket_kl(
+        loss = chunked_divergence(
             hidden_RTD.flatten(0, 1)[torch.from_numpy(place)],
             self.model.lm_head.weight,
-            torch.from_numpy(self.data.ids_NK[source]).long(),
-            torch.from_numpy(self.data.probs_NK[source]),
+            self.data.target(source),
             torch.from_numpy(weight) / total,
-            torch.from_numpy(self.data.drawn_NR[source]).long(),
+            divergence=divergence(self.config.divergence),
+            temperature=self.data.temperature,
             compute=self.model.dtype,
         )
         loss.backward()

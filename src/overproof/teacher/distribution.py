@@ -37,16 +37,18 @@ class Kept(NamedTuple):
     Attributes:
         top: most likely tokens. drawn: tokens drawn from all others.
         prompts: whether the positions inside a prompt are kept too.
+        temperature: of the distributions.
     """
 
     top: int
     drawn: int = 0
     prompts: bool = False
+    temperature: float = 1.0
 
     @staticmethod
     def of(config: SignalConfig) -> Kept:
         """As the recipe says."""
-        return Kept(config.top_k, config.tail_draws, config.prompts)
+        return Kept(config.top_k, config.tail_draws, config.prompts, config.temperature)
 
     def within(self, vocabulary: int) -> Kept:
         """No more than there is: where every token is kept, none is left to be drawn."""
@@ -153,9 +155,9 @@ class Exact(NamedTuple):
         """
         values_PK, ids_PK = self.top(kept.top)
         largest_P1 = values_PK[:, :1]
-        exp_PV = (self.logits_PV - largest_P1).exp_()
-        normaliser_P1 = exp_PV.sum(-1, keepdim=True).log_() + largest_P1
-        log_probs_PK = (values_PK - normaliser_P1).half()
+        exp_PV = ((self.logits_PV - largest_P1) / kept.temperature).exp_()
+        normaliser_P1 = exp_PV.sum(-1, keepdim=True).log_()
+        log_probs_PK = ((values_PK - largest_P1) / kept.temperature - normaliser_P1).half()
         # The tail is what the stored, rounded log-probabilities leave of 1.
         tail_P = torch.log1p(-log_probs_PK.float().exp().sum(-1).clamp_max(1.0))
         drawn_PR = draw(exp_PV.scatter_(1, ids_PK, 0.0), offset_P, kept.drawn)

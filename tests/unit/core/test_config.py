@@ -61,13 +61,19 @@ def test_it_is_frozen(tmp_path: Path) -> None:
         (("train", "step"), "did you mean 'steps'?"),
         (("train", "learnig_rate"), "did you mean 'learning_rate'?"),
         (("smaple",), "did you mean 'sample'?"),
+        (("train", "divergence", "bata"), "did you mean 'beta'?"),
         (("student", "qqqq"), "overproof distill --print-schema lists every key"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(
     tmp_path: Path, place: tuple[str, ...], hint: str
 ) -> None:
-    error = refused(tmp_path, changed(*place, value=5))
+    recipe = changed("train", "divergence", value={"kind": "jsd"})
+    node = recipe
+    for part in place[:-1]:
+        node = node[part]
+    node[place[-1]] = 5
+    error = refused(tmp_path, recipe)
     assert f"{'.'.join(place)}: unknown key" in error.details
     assert error.hint == hint
     assert error.exit_code == 2
@@ -79,6 +85,9 @@ def test_an_unknown_key_names_the_nearest(
         (("train", "steps"), 0, "train.steps: got 0; input should be greater than 0"),
         (("train", "steps"), "many", "train.steps: got 'many'"),
         (("sample", "top_p"), 1.5, "sample.top_p: got 1.5"),
+        (("train", "divergence"), {"kind": "jsd", "beta": 1}, "train.divergence.beta: got 1"),
+        (("train", "divergence"), {"kind": "js"}, "does not match any of the expected tags"),
+        (("train", "divergence"), {"kind": "alpha-beta", "alpha": 0, "beta": 0}, "both 0"),
         (("name",), "No Spaces", "name: got 'No Spaces'"),
         (("data",), "a.jsonl", "data: got 'a.jsonl'"),
         (("export",), {"targets": ["gguf-q9"]}, "export.targets.0: got 'gguf-q9'"),

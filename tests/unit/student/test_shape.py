@@ -63,7 +63,7 @@ def test_greedy_drops_the_idle_layer_first(teacher, calibration) -> None:
 def test_the_measured_divergence_is_that_of_the_model_without_the_layers(
     teacher, calibration
 ) -> None:
-    from overproof.student.losses import bucket_kl
+    from overproof.student.losses import Sparse, divergence_of
     from overproof.teacher.forward import model_inputs
 
     kept, removals = choose_layers(teacher, config(layers=3), calibration, tiny.meter())
@@ -72,7 +72,8 @@ def test_the_measured_divergence_is_that_of_the_model_without_the_layers(
     smaller.model.layers = torch.nn.ModuleList(smaller.model.layers[layer] for layer in kept)
     with torch.inference_mode():
         logits = smaller(**model_inputs(calibration.batch, torch.float32)).logits
-    loss, _ = bucket_kl(logits[calibration.picked], calibration.ids_PK, calibration.probs_PK)
+    target = Sparse.of(calibration.ids_PK, calibration.probs_PK)
+    loss, _ = divergence_of(logits[calibration.picked], target)
     assert removals[-1].kl == pytest.approx(float(loss.mean()), rel=1e-4)
 
 

@@ -13,7 +13,7 @@ import training
 from overproof.core import device
 from overproof.core.errors import StageError, UsageError
 from overproof.student.examples import TrainSet
-from overproof.student.losses import bucket_kl
+from overproof.student.losses import divergence_of
 from overproof.student.train import _last_checkpoint, batches, train
 from overproof.student.worker import PLACES, share_out, targets
 
@@ -65,11 +65,7 @@ def test_the_first_loss_is_the_mean_divergence_of_the_first_batch(
             source = batch.source_RT[row, where[:-1]]
             text = [*data.prefix, *batch.tokens_RT[row, where]]
             logits = tiny.alone(model, text)[len(data.prefix) : -1]
-            loss, _ = bucket_kl(
-                logits,
-                torch.from_numpy(data.ids_NK[source]).long(),
-                torch.from_numpy(data.probs_NK[source]),
-            )
+            loss, _ = divergence_of(logits, data.target(source))
             weight = data.weight_N[source]
             total, count = (
                 total + float((loss * torch.from_numpy(weight)).sum()),

@@ -1,0 +1,64 @@
+"""Sections of the recipe that name a method: which divergence is made small."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from overproof.core.section import Section
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Power = Annotated[float, Field(ge=0.0, le=4.0)]
+
+
+class ForwardKl(Section):
+    """KL(teacher||student): covers all that the teacher says. The only one for sampled signals."""
+
+    kind: Literal["forward-kl"] = "forward-kl"
+
+
+class ReverseKl(Section):
+    """KL(student||teacher): says nothing that the teacher would not."""
+
+    kind: Literal["reverse-kl"]
+
+
+class Jsd(Section):
+    """Generalised Jensen-Shannon divergence between the two and their mixture."""
+
+    kind: Literal["jsd"]
+    beta: Share = Field(0.5, description="the teacher's share of the mixture")
+
+
+class SkewKl(Section):
+    """KL(teacher||mixture): forward KL that a student cannot make infinite."""
+
+    kind: Literal["skew-kl"]
+    alpha: Share = Field(0.1, description="the teacher's share of the mixture")
+
+
+class SkewReverseKl(Section):
+    """KL(student||mixture): reverse KL that a sharp teacher cannot make infinite."""
+
+    kind: Literal["skew-reverse-kl"]
+    alpha: Share = Field(0.1, description="the student's share of the mixture")
+
+
+class AlphaBeta(Section):
+    """The alpha-beta divergence: (1, 0) is forward KL, (0, 1) reverse KL; one may be 0."""
+
+    kind: Literal["alpha-beta"]
+    alpha: Power = Field(description="larger: large errors count more")
+    beta: Power = Field(description="larger: what the student is sure of counts more")
+
+    @model_validator(mode="after")
+    def _not_both_zero(self) -> Self:
+        if not self.alpha + self.beta:
+            raise ValueError("alpha and beta are both 0; one must be above")
+        return self
+
+
+Divergence = Annotated[
+    ForwardKl | ReverseKl | Jsd | SkewKl | SkewReverseKl | AlphaBeta, Field(discriminator="kind")
+]
