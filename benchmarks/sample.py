@@ -25,14 +25,14 @@ from _results import keep  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.answers import shared_prefix  # noqa: E402
-from overproof.teacher.distribution import Kept  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
+from overproof.teacher.kept import Kept, TopK  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
 from overproof.teacher.sample import draw_all  # noqa: E402
 
 SYSTEM = "You are a customer support assistant. Answer in two or three short sentences."
 LENGTH = 80
-SIGNALS = Kept(96, 32)  # as in the recipe `support`
+SIGNALS = TopK(96, 32)  # as in the recipe `support`
 
 
 def ours(

@@ -41,8 +41,8 @@ from overproof.student.examples import (  # noqa: E402
 from overproof.student.optimizer import optimizers, rate, set_rate  # noqa: E402
 from overproof.student.train import batches, train  # noqa: E402
 from overproof.teacher import local  # noqa: E402
-from overproof.teacher.answers import Answers, read  # noqa: E402
-from overproof.teacher.distribution import SignalCache  # noqa: E402
+from overproof.teacher.answers import Answers, made_of, read  # noqa: E402
+from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 
 
@@ -121,9 +121,10 @@ def main() -> None:
         update={"train": recipe.train.model_copy(update={"steps": run.given.steps})}
     )
     teacher = run.teacher()
-    answers = read(artifact.load(stages / "samples"))
+    samples = artifact.load(stages / "samples")
+    answers = read(samples)
     start = initial.load(stages / "initial")
-    signals = SignalCache(stages / "signals")
+    signals = SignalCache(stages / "signals", made_of(samples, recipe))
     models, rates = {}, {}
     with tempfile.TemporaryDirectory() as folder, meter("ours", run.given.steps, "steps") as bar:
         examples = Path(folder) / "examples"

@@ -68,7 +68,9 @@ def _kinds(schema: Any, field: Any, prefix: str) -> list[tuple[str, Any, bool]]:
         node["properties"]["kind"]["const"]: node
         for node in (_definition(schema, one) for one in field["oneOf"])
     }
-    meaning = "; ".join(f"`{kind}`: {node['description'].rstrip('.')}" for kind, node in kinds.items())
+    meaning = "; ".join(
+        f"`{kind}`: {node['description'].rstrip('.')}" for kind, node in kinds.items()
+    )
     default = field.get("default", {}).get("kind")
     choice = {"enum": list(kinds), "default": default, "description": meaning}
     found = [(f"{prefix}kind", choice, default is None)]

@@ -23,7 +23,7 @@ from overproof.release.quality import demand_speed_target
 from overproof.release.words import duration
 from overproof.student import shape
 from overproof.teacher import answers, local
-from overproof.teacher.distribution import Kept
+from overproof.teacher.kept import kept_of
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
 # the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
@@ -64,7 +64,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
     trainers = min(device.cores(), recipe.train.sequences)
     example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
     kept_tokens = examples * (answer + recipe.signals.prompts * PROMPT_TOKENS)
-    signal_bytes = kept_tokens * Kept.of(recipe.signals).bytes
+    signal_bytes = kept_tokens * kept_of(recipe.signals).bytes_for(config.hidden_size)
     return {
         "recipe": recipe.name,
         "data": {

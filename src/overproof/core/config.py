@@ -6,13 +6,13 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from overproof.core.errors import UsageError
-from overproof.core.methods import Divergence, ForwardKl
+from overproof.core.methods import Divergence, ForwardKl, Sampled, Signals
 from overproof.core.section import Fraction, Positive, Section
 
 
@@ -56,36 +56,6 @@ class SampleConfig(Section):
     top_k: Positive = Field(64, description="draw from this many most likely tokens")
     max_new_tokens: Positive = Field(96, description="longest answer, tokens")
     batch: Positive = Field(96, description="rows decoded together by each core")
-
-
-class SignalConfig(Section):
-    """What is kept of the teacher's distribution at each position."""
-
-    top_k: Positive = Field(
-        32, description="log-probabilities kept a position; the rest is the tail"
-    )
-    tail_draws: int = Field(
-        32,
-        ge=0,
-        description="tokens drawn from the tail a position, which stand for all of it; 0: training "
-        "knows the tail's mass alone",
-    )
-    prompts: bool = Field(
-        True,
-        description="kept inside the prompts too: the student follows the teacher there as well, "
-        "and learns more from the same text",
-    )
-    temperature: float = Field(
-        1.0,
-        gt=0.0,
-        description="of the kept distributions and of the student's while it learns from them; the "
-        "loss is multiplied by its square",
-    )
-    while_sampling: bool = Field(
-        True,
-        description="kept while the answers are drawn; false: by a pass of its own over them, and "
-        "another top_k, tail_draws or prompts draws no answer anew",
-    )
 
 
 class StudentConfig(Section):
@@ -156,11 +126,21 @@ class Recipe(Section):
     data: DataConfig
     teacher: TeacherConfig
     sample: SampleConfig
-    signals: SignalConfig = SignalConfig()
+    signals: Signals = Sampled(kind="sampled")
     student: StudentConfig
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _draws_give_forward_kl(self) -> Self:
+        if isinstance(self.signals, Sampled) and not isinstance(self.train.divergence, ForwardKl):
+            raise ValueError(
+                f"signals.kind `sampled` goes with train.divergence.kind `forward-kl` alone, got "
+                f"`{self.train.divergence.kind}`: draws give its gradient in the mean, and no "
+                "other's; take signals.kind `exact` or `top-k`"
+            )
+        return self
 
 
 def resource_folders() -> list[Path]:
@@ -271,6 +251,8 @@ def _explain(error: ValidationError, path: Path) -> UsageError:
             hint = hint or _nearest(str(row["loc"][-1]), section.model_fields)
         elif row["type"] == "missing":
             lines.append(f"{place}: missing")
+        elif not place:  # two sections that do not go together
+            lines.append(row["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{place}: got {row['input']!r}; {row['msg'][0].lower()}{row['msg'][1:]}")
     return UsageError(

@@ -1,4 +1,4 @@
-"""Sections of the recipe that name a method: which divergence is made small."""
+"""Sections of the recipe that name a method: what is kept of the teacher, what is made small."""
 
 from __future__ import annotations
 
@@ -6,10 +6,60 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from overproof.core.section import Section
+from overproof.core.section import Positive, Section
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 Power = Annotated[float, Field(ge=0.0, le=4.0)]
+
+
+class _Signals(Section):
+    """What every kind of cache has."""
+
+    prompts: bool = Field(
+        True,
+        description="kept inside the prompts too: the student follows the teacher there as well, "
+        "and learns more from the same text",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0.0,
+        description="of the kept distributions and of the student's while it learns from them; the "
+        "loss is multiplied by its square",
+    )
+    while_sampling: bool = Field(
+        True,
+        description="kept while the answers are drawn; false: by a pass of its own over them, and "
+        "other signals draw no answer anew",
+    )
+
+
+class Sampled(_Signals):
+    """Tokens drawn from the whole distribution: right in the mean, fewest bytes."""
+
+    kind: Literal["sampled"]
+    draws: int = Field(50, ge=1, le=255, description="tokens drawn a position")
+
+
+class TopK(_Signals):
+    """The most likely tokens exactly, the rest as a tail."""
+
+    kind: Literal["top-k"]
+    top_k: Positive = Field(32, description="log-probabilities kept a position")
+    tail_draws: int = Field(
+        32,
+        ge=0,
+        description="tokens drawn from the tail a position, which stand for all of it; 0: training "
+        "knows the tail's mass alone",
+    )
+
+
+class Exact(_Signals):
+    """The last hidden states, from which training makes the whole distribution again."""
+
+    kind: Literal["exact"]
+
+
+Signals = Annotated[Sampled | TopK | Exact, Field(discriminator="kind")]
 
 
 class ForwardKl(Section):

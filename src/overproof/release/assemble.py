@@ -18,6 +18,7 @@ from overproof.policy.gate import Decision
 from overproof.policy.lookup import Finding
 from overproof.policy.obligations import Plan
 from overproof.release import facts as f
+from overproof.release import method
 from overproof.release.card import write_card
 from overproof.release.quality import result_of
 from overproof.release.report import write_report
@@ -103,9 +104,9 @@ def collect(
         evaluation=_evaluation(result, parts.initial, recipe),
         speed=f.Speeds(*(_speed(speed[who]) for who in ("teacher", "student"))),
         sizes=_sizes(parts.initial),
-        training=_training(parts),
+        training=_training(parts, recipe),
         importance=_importance(parts.initial, recipe),
-        method=_method(parts, recipe),
+        method=method.sentences(recipe, parts.samples.facts, parts.initial.facts),
         agreement_by_position=f.AgreementByPosition(
             *(
                 tuple(tuple(row) for row in result[arm][BY_POSITION]) if arm in result else ()
@@ -165,9 +166,12 @@ def _sizes(initial: Artifact) -> f.Sizes:
     return f.Sizes(f.Size(**facts["teacher"]), student)
 
 
-def _training(parts: Parts) -> f.Training:
+def _training(parts: Parts, recipe: Recipe) -> f.Training:
     return f.Training(
-        _run(parts.student, "forward KL to the teacher's cached distributions"),
+        _run(
+            parts.student,
+            f"{method.divergence(recipe.train.divergence)} to the teacher's cached distributions",
+        ),
         _run(parts.control, "cross-entropy on the teacher's text") if parts.control else None,
     )
 
@@ -279,37 +283,6 @@ def _importance(initial: Artifact, recipe: Recipe) -> f.Importance:
         order, score = removed.get(layer, (None, None))
         rows.append(f.Layer(layer, layer in initial.facts["kept_layers"], score, order))
     return f.Importance(recipe.student.importance, SCORES[recipe.student.importance], tuple(rows))
-
-
-def _method(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
-    train, student = recipe.train, recipe.student
-    wide, drawn = student.mlp_width, parts.samples.facts
-    draws = recipe.signals.tail_draws
-    inside = "its answers, and inside the prompts," if recipe.signals.prompts else "its answers"
-    where = (
-        " It learned at every position of prompts and answers; a control arm learns at the "
-        "answers' alone, for the prompts are not the teacher's text."
-        if recipe.signals.prompts
-        else ""
-    )
-    drawn_from_tail = f", and {draws} tokens drawn from these by their probability" if draws else ""
-    width = "the teacher's MLPs" if wide is None else f"MLPs of {wide:,} units"
-    return (
-        f"The teacher gave {drawn['answers']:,} answers to {drawn['prompts']:,} certified prompts "
-        "at temperature "
-        f"{recipe.sample.temperature:g}, from its {recipe.sample.top_k} most likely tokens and the "
-        f"likeliest {recipe.sample.top_p:.0%} of their mass, "
-        f"{recipe.sample.max_new_tokens} tokens at most. Its {recipe.signals.top_k} most likely "
-        f"tokens at each position of {inside} were cached with their log-probabilities, the "
-        f"mass of all others{drawn_from_tail}.",
-        f"The student is the teacher with {student.layers} layers ({student.importance}), "
-        f"{width} and "
-        f"{parts.initial.facts['vocabulary']:,} tokens of its vocabulary, every byte among them; "
-        "the layers that stay were refitted in closed form to bridge the gaps.",
-        f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
-        f"{train.sequence_length} tokens by forward KL over the cached tokens and their tail, "
-        f"with {train.optimizer} at a peak rate of {train.learning_rate:g}.{where}",
-    )
 
 
 def _receipt(one: Json) -> f.Receipt:

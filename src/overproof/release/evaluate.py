@@ -150,7 +150,7 @@ def _truth(teacher: Any, prefix: Sequence[int], group: Sequence[Example], length
     count = sum(len(example.answer) for example in group)
     found = torch.empty(count, teacher.config.vocab_size)
     length = _fit(prefix, [example.tokens for example in group], length)
-    for where, logits in target_logits(teacher, prefix, group, length):
+    for where, logits, _ in target_logits(teacher, prefix, group, length):
         found[torch.from_numpy(where)] = torch.log_softmax(logits.float(), dim=-1)
     return found
 
@@ -203,7 +203,7 @@ def _scores(
     sizes = [int(_targets(one).sum()) for one in respelled]
     wanted = np.concatenate([_targets(one) for one in respelled])
     rows = torch.empty(sum(sizes), model.config.vocab_size)
-    for where, logits in logits_at(model, packed, wanted, SEQUENCES):
+    for where, logits, _ in logits_at(model, packed, wanted, SEQUENCES):
         rows[torch.from_numpy(where)] = torch.log_softmax(logits.float(), dim=-1)
     return list(rows.split(sizes))
 

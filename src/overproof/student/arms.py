@@ -15,8 +15,8 @@ from overproof.core.methods import ForwardKl
 from overproof.student import initial as first
 from overproof.student.examples import build_train_set
 from overproof.student.train import train
-from overproof.teacher.answers import read
-from overproof.teacher.distribution import SignalCache
+from overproof.teacher.answers import made_of, read
+from overproof.teacher.cache import SignalCache
 
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
 
@@ -40,7 +40,11 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
     def make(work: Work) -> Json:
         answers = read(inputs["samples"])
         start = first.load(inputs["initial"].path)
-        signals = SignalCache(inputs["signals"].path) if "signals" in inputs else None
+        signals = (
+            SignalCache(inputs["signals"].path, made_of(inputs["samples"], recipe))
+            if "signals" in inputs
+            else None
+        )
         examples = work.scratch("examples")
         build_train_set(
             examples,

@@ -26,9 +26,10 @@ from overproof.data.pack import pack  # noqa: E402
 from overproof.student import importance, shape  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: E402
-from overproof.teacher.answers import read  # noqa: E402
-from overproof.teacher.distribution import SignalCache, Signals  # noqa: E402
+from overproof.teacher.answers import made_of, read  # noqa: E402
+from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.kept import Spread  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.signals import answer_rows, target_mask  # noqa: E402
 
@@ -64,7 +65,7 @@ def make(
     teacher: Teacher,
     prefix: Sequence[int],
     examples: Sequence[Example],
-    signals: SignalCache | Sequence[Signals],
+    signals: Iterable[Spread],
     config: StudentConfig,
     length: int,
 ) -> Initial:
@@ -131,7 +132,7 @@ def initial(
             teacher,
             answers.prefix,
             answers.train,
-            SignalCache(signals.path, only),
+            SignalCache(signals.path, made_of(samples, recipe), only),
             recipe.student,
             recipe.train.sequence_length,
         )
@@ -223,18 +224,16 @@ def _mass(
     teacher: Teacher,
     prefix: Sequence[int],
     examples: Sequence[Example],
-    signals: Iterable[Signals],
+    signals: Iterable[Spread],
 ) -> NDArray[np.float64]:
     """How much the task needs each teacher token: the teacher's probability, and its use."""
     size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
     mass = np.zeros(size)
     for shard in signals:
-        probs_NK = shard.log_probs_NK.double().exp()
-        shares_NR = (shard.tail_N.double().exp()[:, None] / max(1, shard.drawn_NR.shape[1])).expand(
-            shard.drawn_NR.shape
-        )
-        for ids, probs in ((shard.ids_NK, probs_NK), (shard.drawn_NR, shares_NR)):
-            mass += np.bincount(ids.numpy().ravel(), probs.numpy().ravel(), size)
+        share_N1 = shard.tail_N[:, None] / max(1, shard.drawn_NR.shape[1])
+        shares_NR = share_N1.expand(shard.drawn_NR.shape)
+        for ids, probs in ((shard.ids_NK, shard.probs_NK), (shard.drawn_NR, shares_NR)):
+            mass += np.bincount(ids.numpy().ravel(), probs.double().numpy().ravel(), size)
     text = np.fromiter((token for one in examples for token in one.tokens), np.int64)
     mass += TEXT_WEIGHT * np.bincount(text, minlength=size)
     mass[list(prefix)] += len(examples)  # every conversation begins with them
@@ -255,7 +254,7 @@ def _few(examples: Sequence[Example], tokens: int) -> list[Example]:
 def _calibration(
     prefix: Sequence[int],
     examples: Sequence[Example],
-    signals: Iterable[Signals],
+    signals: Iterable[Spread],
     tokens: int,
     length: int,
 ) -> importance.Calibration:
@@ -264,17 +263,12 @@ def _calibration(
     wanted = target_mask(few)
     picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
     number = torch.from_numpy((np.cumsum(wanted) - 1)[batch.source_RT[picked]])
-    shards, have = list[Signals](), 0
+    shards, have = list[Spread](), 0
     for shard in signals:
         shards.append(shard)
-        have += len(shard.tail_N)
+        have += len(shard.ids_NK)
         if have >= wanted.sum():
             break
     ids_NK = torch.cat([shard.ids_NK for shard in shards])
-    log_probs_NK = torch.cat([shard.log_probs_NK for shard in shards])
-    return importance.Calibration(
-        batch,
-        torch.from_numpy(picked),
-        ids_NK[number].long(),
-        log_probs_NK[number].float().exp(),
-    )
+    probs_NK = torch.cat([shard.probs_NK for shard in shards])
+    return importance.Calibration(batch, torch.from_numpy(picked), ids_NK[number], probs_NK[number])

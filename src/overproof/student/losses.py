@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from overproof.student.divergences import FORWARD_KL, Classes, Divergence
@@ -123,6 +124,8 @@ class Dense(NamedTuple):
         student_ids_U: of each of its tokens, the student's that stands for it.
         size: of the student's vocabulary.
         temperature: of the distributions.
+        next_N: a token that has all the mass, in place of the states' distribution; else -1.
+            None: nowhere.
     """
 
     hidden_NE: Tensor
@@ -130,11 +133,12 @@ class Dense(NamedTuple):
     student_ids_U: Tensor
     size: int
     temperature: float = 1.0
+    next_N: Tensor | None = None
 
     def chunk(self, which: slice) -> DenseChunk:
         """See `Target`."""
-        head = self.head_UE
-        return DenseChunk(self, self.hidden_NE[which].to(head.dtype) @ head.T)
+        logits_CU = self.hidden_NE[which].to(self.head_UE.dtype) @ self.head_UE.T
+        return DenseChunk(self, logits_CU, None if self.next_N is None else self.next_N[which])
 
 
 class DenseChunk(NamedTuple):
@@ -142,6 +146,7 @@ class DenseChunk(NamedTuple):
 
     source: Dense
     logits_CU: Tensor
+    next_C: Tensor | None
 
     def divergence_(
         self, which: slice, logits_PV: Tensor, weight_P: Tensor, divergence: Divergence
@@ -151,6 +156,10 @@ class DenseChunk(NamedTuple):
         p_PV = torch.zeros_like(logits_PV).index_add_(
             -1, self.source.student_ids_U, torch.softmax(theirs_PU, -1)
         )
+        if self.next_C is not None:
+            next_P = self.next_C[which]
+            alone_P = next_P >= 0
+            p_PV[alone_P] = F.one_hot(next_P[alone_P], p_PV.shape[-1]).to(p_PV.dtype)
         part = divergence.parts(Classes.of(p_PV, torch.log_softmax(logits_PV, -1)))
         q_PV = torch.softmax(logits_PV, -1)
         torch.addcmul(

@@ -87,7 +87,7 @@ class Worker:
         loss = chunked_divergence(
             hidden_RTD.flatten(0, 1)[torch.from_numpy(place)],
             self.model.lm_head.weight,
-            self.data.target(source),
+            self.data.targets.at(source),
             torch.from_numpy(weight) / total,
             divergence=divergence(self.config.divergence),
             temperature=self.data.temperature,

@@ -15,22 +15,19 @@ import numpy as np
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe
 from overproof.core.console import meter
+from overproof.core.digest import pretty, sha256_bytes, sha256_file, sha256_json
 from overproof.core.errors import UsageError
 from overproof.data import dataset
-from overproof.teacher.distribution import (
-    SHARD_EXAMPLES,
-    Kept,
-    Signals,
-    shard_file,
-    write_shard,
-)
+from overproof.teacher.cache import SHARD_EXAMPLES, Binding, describe, shard_file, write_shard
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
+from overproof.teacher.kept import Kept, kept_of
 from overproof.teacher.local import Teacher
 from overproof.teacher.request import Drawing, Request
 from overproof.teacher.sample import draw_all
 
 TRAIN, HELDOUT, PREFIX, TEXTS = "train.jsonl", "heldout.jsonl", "prefix.json", "prompts.json"
+MADE_OF = "made_of.json"
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def sample(
         StageError: a worker died.
     """
 
-    kept = Kept.of(recipe.signals) if recipe.signals.while_sampling else None
+    kept = kept_of(recipe.signals) if recipe.signals.while_sampling else None
 
     def make(work: Work) -> Json:
         # 1.
@@ -93,13 +90,19 @@ def sample(
             draw_all(teacher.half, asked.prefix, every, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
             # 3.
-            return _write_all(work.folder, asked, journal, keep)
+            facts = _write_all(work.folder, asked, journal, keep)
+        origin = _origin(teacher, recipe, work.folder / TRAIN)
+        (work.folder / MADE_OF).write_text(pretty(origin), encoding="utf-8")
+        if keep:
+            binding = _with_signals(origin, recipe)
+            describe(work.folder, keep, binding, teacher.half.lm_head.weight)
+        return facts
 
     config = {
         "sample": recipe.sample.model_dump(),
         "system": recipe.teacher.system,
         "seed": recipe.seed,
-        "signals": kept and kept._asdict(),
+        "signals": recipe.signals.model_dump() if kept else None,
     }
     inputs: dict[str, Input] = {
         "teacher": resource,
@@ -223,10 +226,36 @@ def _write_signals(folder: Path, said: Sequence[_Said], journal: Journal, kept: 
     """Write the signals that were kept beside the answers, in the same order."""
     for number, start in enumerate(range(0, len(said), SHARD_EXAMPLES)):
         parts = [
-            Signals.from_bytes(journal.signals(one.request.key), one.positions(kept), kept.drawn)
+            kept.from_bytes(journal.signals(one.request.key), one.positions(kept))
             for one in said[start : start + SHARD_EXAMPLES]
         ]
-        write_shard(shard_file(folder, number), Signals.joined(parts))
+        write_shard(shard_file(folder, number), kept, type(parts[0]).joined(parts))
+
+
+def _origin(teacher: Teacher, recipe: Recipe, corpus: Path) -> dict[str, str]:
+    """What a signal depends on, and every cache is bound to: names and digests."""
+    sampler = {
+        "sample": recipe.sample.model_dump(),
+        "system": recipe.teacher.system,
+        "seed": recipe.seed,
+    }
+    return {
+        "teacher": teacher.resource.sha256,
+        "tokenizer": sha256_json(teacher.tokenizer_state),
+        "chat_template": sha256_bytes(teacher.chat_template.encode()),
+        "corpus": sha256_file(corpus),
+        "sampler": sha256_json(sampler),
+    }
+
+
+def _with_signals(origin: Binding, recipe: Recipe) -> Binding:
+    kept = recipe.signals.model_dump(exclude={"while_sampling"})
+    return {**origin, "signals": sha256_json(kept)}
+
+
+def made_of(samples: Artifact, recipe: Recipe) -> Binding:
+    """What the signals of these answers must have been made of."""
+    return _with_signals(json.loads(samples.file(MADE_OF).read_bytes()), recipe)
 
 
 def read(samples: Artifact) -> Answers:

@@ -1,13 +1,14 @@
 """A causal language model of transformers over packed sequences.
 
-Shape suffixes: N positions, R sequences, T tokens of a sequence, D width, V vocabulary.
+Shape suffixes: N positions, P some of them, R sequences, T tokens of a sequence, D width,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from overproof.core import device
 
@@ -59,20 +60,30 @@ def layers_dtype(model: Any) -> torch.dtype:
     return torch.bfloat16 if found == torch.bfloat16 else torch.float32
 
 
+class Read(NamedTuple):
+    """What a model says at some positions.
+
+    Attributes:
+        where: numbers of the positions among all wanted ones.
+        logits_PV: in the type of the model's head.
+        hidden_PD: the last hidden states.
+    """
+
+    where: NDArray[np.int64]
+    logits_PV: Tensor
+    hidden_PD: Tensor
+
+
 @torch.inference_mode()
 def logits_at(
     model: Any, packed: Packed, wanted_N: NDArray[np.bool_], sequences: int
-) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+) -> Iterator[Read]:
     """Logits at the wanted positions, in batches of packed sequences.
 
     Args:
         model: one type throughout, or `mixed`.
         wanted_N: which positions, over the concatenation of all packed examples.
         sequences: of a batch; bounds the memory.
-
-    Yields:
-        numbers of the positions among all wanted ones, and their logits (positions, V) in the
-        type of the model's head.
     """
     number_N = np.cumsum(wanted_N) - 1
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=layers_dtype(model) != model.dtype)
@@ -81,7 +92,9 @@ def logits_at(
         picked_RT = (batch.source_RT >= 0) & wanted_N[batch.source_RT]
         with autocast:
             hidden_RTD = model.model(**model_inputs(batch, model.dtype)).last_hidden_state
-        yield (
+        hidden_PD = hidden_RTD[torch.from_numpy(picked_RT)]
+        yield Read(
             number_N[batch.source_RT[picked_RT]],
-            model.lm_head(hidden_RTD[torch.from_numpy(picked_RT)]),
+            model.lm_head(hidden_PD),
+            hidden_PD,
         )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from overproof.core.config import SampleConfig
 from overproof.core.digest import sha256_bytes
-from overproof.teacher.distribution import Kept, Signals
+from overproof.teacher.kept import Kept, Signals
 
 
 @dataclass(frozen=True)

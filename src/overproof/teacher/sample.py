@@ -22,8 +22,8 @@ from torch import Tensor  # noqa: E402
 
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.workers import sharing, spread  # noqa: E402
-from overproof.teacher.distribution import Exact, Signals, exact  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
+from overproof.teacher.kept import Exact, Signals, exact  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
@@ -69,10 +69,11 @@ class Sampler:
             if not self.live:
                 continue
             # 2.
-            logits_BV = self._step()
+            hidden_BE = self._step()
+            logits_BV = self.model.lm_head(hidden_BE)
             # 3.
             rows = sorted(self.live)
-            yield from self._settle(rows, logits_BV[rows], free)
+            yield from self._settle(rows, logits_BV[rows], hidden_BE[rows], free)
 
     def _next_group(self, waiting: list[Request], most: int) -> list[Request]:
         """Prompts of one width, so that a row's shape follows from its own prompt alone."""
@@ -85,33 +86,35 @@ class Sampler:
     def _admit(
         self, rows: list[int], taken: list[Request], free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
-        hidden_PSD = self._prefill(rows, [request.ids for request in taken])
+        hidden_PSE = self._prefill(rows, [request.ids for request in taken])
         ends = [len(request.ids) - 1 for request in taken]
         for number, (row, request) in enumerate(zip(rows, taken, strict=True)):
             self.live[row] = _Live(request, self.drawing)
             self.columns_B[row] = self.cache.prefix + ends[number]
-            self._read(self.live[row], hidden_PSD[number])
+            self._read(self.live[row], hidden_PSE[number])
         # The head too always sees `PREFILL_ROWS` rows: one row alone takes another kernel.
-        filled = ends + ends[:1] * (len(hidden_PSD) - len(ends))
-        last_PD = hidden_PSD[torch.arange(len(filled)), filled]
-        yield from self._settle(rows, self.model.lm_head(last_PD)[: len(rows)], free)
+        filled = ends + ends[:1] * (len(hidden_PSE) - len(ends))
+        last_PE = hidden_PSE[torch.arange(len(filled)), filled]
+        few = len(rows)
+        yield from self._settle(rows, self.model.lm_head(last_PE)[:few], last_PE[:few], free)
 
-    def _read(self, live: _Live, hidden_SD: Tensor) -> None:
+    def _read(self, live: _Live, hidden_SE: Tensor) -> None:
         """Keep the distributions inside a prompt, if they are wanted."""
         kept = self.drawing.signals
         if not (kept and kept.prompts and live.keeps) or len(live.request.ids) < 2:
             return
         # The whole width, filler too: a shape that depends on the prompt's length alone.
-        logits_SV = self.model.lm_head(hidden_SD)[: len(live.request.ids) - 1]
+        inside = slice(len(live.request.ids) - 1)
+        logits_SV = self.model.lm_head(hidden_SE)[inside]
         offset_S = live.prompt_offsets()
-        for part in exact(logits_SV):
-            live.keep(part.signals(kept, offset_S[part.where]))
+        for part in exact(logits_SV, hidden_SE[inside]):
+            live.keep(kept.take(part, offset_S[part.where]))
 
     def _settle(
-        self, rows: list[int], logits_LV: Tensor, free: list[int]
+        self, rows: list[int], logits_LV: Tensor, hidden_LE: Tensor, free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
         """Draw a token for each of `rows`, and let go of the rows that end with it."""
-        for part in exact(logits_LV):
+        for part in exact(logits_LV, hidden_LE):
             yield from self._take(rows[part.where], part, free)
 
     def _take(
@@ -122,7 +125,7 @@ class Sampler:
         signals = None
         if self.drawing.signals and any(self.live[row].keeps for row in rows):
             offset_P = torch.tensor([self.live[row].next_offset() for row in rows])
-            signals = part.signals(self.drawing.signals, offset_P)
+            signals = self.drawing.signals.take(part, offset_P)
         for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             live = self.live[row]
             live.add(token, signals, number)
@@ -142,18 +145,18 @@ class Sampler:
         cache.prefilling = False
         cache.rows, cache.columns = torch.arange(self.drawing.slots), self.columns_B
         seen_BT = torch.arange(cache.span) <= self.columns_B[:, None]
-        hidden_BSD = self.model.model(
+        hidden_BSE = self.model.model(
             input_ids=self.tokens_B[:, None],
             attention_mask=_additive(seen_BT, self.model.dtype)[:, None, None, :],
             position_ids=self.columns_B[:, None],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        logits: Tensor = self.model.lm_head(hidden_BSD[:, 0])
-        return logits
+        hidden_BE: Tensor = hidden_BSE[:, 0]
+        return hidden_BE
 
     def _prefill(self, rows: list[int], prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Take prompts into their slots; returns the hidden states, (PREFILL_ROWS, S, D).
+        """Take prompts into their slots; returns the hidden states, (PREFILL_ROWS, S, E).
 
         Those of `prompts` come first, and of each its own tokens; what follows is filler.
         """
@@ -169,14 +172,14 @@ class Sampler:
         cache.rows = torch.tensor([*rows, *[rows[0]] * (len(padded) - len(rows))])
         seen_ST = torch.ones(width, start + width, dtype=torch.bool).tril(start)
         positions = torch.arange(start, start + width).expand(len(padded), width)
-        hidden_PSD: Tensor = self.model.model(
+        hidden_PSE: Tensor = self.model.model(
             input_ids=ids,
             attention_mask=_additive(seen_ST, self.model.dtype)[None, None],
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return hidden_PSD
+        return hidden_PSE
 
 
 def choose(part: Exact, uniform_P: Tensor, drawing: Drawing) -> Tensor:
@@ -238,7 +241,8 @@ class _Live:
         return np.random.Generator(np.random.Philox(self.request.seed).jumped(number))
 
     def answer(self) -> Answer:
-        return Answer(self.tokens, Signals.joined(self._signals) if self._signals else None)
+        joined = type(self._signals[0]).joined(self._signals) if self._signals else None
+        return Answer(self.tokens, joined)
 
 
 def _rounded(places: int, step: int = PLACES_STEP) -> int:
@@ -317,6 +321,8 @@ def _work(
 ) -> None:
     """A worker: one thread, its share of the requests."""
     torch.set_num_threads(1)
-    for request, answer in Sampler(model, prefix, drawing, places).draw(requests):
-        signals = answer.signals.to_bytes() if answer.signals else b""
+    sampler = Sampler(model, prefix, drawing, places)
+    kept = sampler.drawing.signals
+    for request, answer in sampler.draw(requests):
+        signals = kept.to_bytes(answer.signals) if kept and answer.signals else b""
         results.put((request.key, answer.tokens, signals))

@@ -19,7 +19,6 @@ device.prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
-from torch import Tensor  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
@@ -28,18 +27,17 @@ from overproof.core.digest import sha256_json  # noqa: E402
 from overproof.core.disk import link_or_copy  # noqa: E402
 from overproof.core.workers import sharing, spread  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
-from overproof.teacher.answers import Answers, read  # noqa: E402
-from overproof.teacher.distribution import (  # noqa: E402
+from overproof.teacher.answers import Answers, made_of, read  # noqa: E402
+from overproof.teacher.cache import (  # noqa: E402
     SHARD_EXAMPLES,
-    Kept,
-    Signals,
-    exact,
+    cache_files,
+    describe,
     shard_file,
-    shard_files,
     write_shard,
 )
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import logits_at  # noqa: E402
+from overproof.teacher.forward import Read, logits_at  # noqa: E402
+from overproof.teacher.kept import Kept, Signals, exact, kept_of  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 
 BATCH_SEQUENCES = 4  # their logits, 1,024 x 49,152 in fp32, take 200 MB
@@ -70,7 +68,7 @@ def target_logits(
     length: int,
     *,
     prompts: bool = False,
-) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+) -> Iterator[Read]:
     """Logits at every target of the examples, see `Example.targets` and `forward.logits_at`."""
     texts = [example.tokens for example in examples]
     packed = pack(prefix, texts, length, longest_first(texts))
@@ -89,14 +87,14 @@ def shard_signals(
     """
     count = sum(len(example.targets(prompt=kept.prompts)) for example in examples)
     kept = kept.within(model.config.vocab_size)
-    found = Signals.empty(count, kept)
+    found = kept.empty(count, model.config.hidden_size)
     seed = int(sha256_json([[one.key, *one.answer] for one in examples])[:15], 16)
     offset_N = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random(count))
-    for where, logits_NV in target_logits(model, prefix, examples, length, prompts=kept.prompts):
-        at = torch.from_numpy(where)
-        for part in exact(logits_NV):
+    for batch in target_logits(model, prefix, examples, length, prompts=kept.prompts):
+        at = torch.from_numpy(batch.where)
+        for part in exact(batch.logits_PV, batch.hidden_PD):
             rows = at[part.where]
-            found.put(rows, part.signals(kept, offset_N[rows]))
+            found.put(rows, kept.take(part, offset_N[rows]))
     return found
 
 
@@ -156,7 +154,7 @@ def _work(
     """A worker: one thread, its share of the shards."""
     torch.set_num_threads(1)
     for path, examples in shards:
-        write_shard(path, shard_signals(model, prefix, examples, length, kept))
+        write_shard(path, kept, shard_signals(model, prefix, examples, length, kept))
         results.put(_tokens(examples))
 
 
@@ -168,16 +166,15 @@ def cache(
     Those that were kept while the answers were drawn are taken over as they are. Otherwise the
     teacher reads its answers once more.
 
-    The cache is bound by its inputs and configuration to teacher, tokenizer, template, data and
-    sampler: the samples' digest covers the last three.
+    The cache says what it is bound to: teacher, tokenizer, template, texts and sampler.
     """
 
     def make(work: Work) -> Json:
         answers = read(samples)
-        kept = shard_files(samples.path)
-        for shard in kept:
-            link_or_copy(shard, work.folder / shard.name)
-        if not kept:
+        drawn = cache_files(samples.path)
+        for file in drawn:
+            link_or_copy(file, work.folder / file.name)
+        if not drawn:
             own_pass(work, answers)
         prompts = recipe.signals.prompts
         counts = (len(example.targets(prompt=prompts)) for example in answers.train)
@@ -185,14 +182,17 @@ def cache(
 
     def own_pass(work: Work, answers: Answers) -> None:
         tokens = sum(len(example.tokens) for example in answers.train)
+        model = load().half
+        kept = kept_of(recipe.signals).within(model.config.vocab_size)
+        describe(work.folder, kept, made_of(samples, recipe), model.lm_head.weight)
         with meter("signals", tokens, "tokens") as progress:
             write_signals(
-                load().half,
+                model,
                 answers.prefix,
                 answers.train,
                 work.folder,
                 length=recipe.train.sequence_length,
-                kept=Kept.of(recipe.signals),
+                kept=kept,
                 progress=progress,
             )
             work.measured["tokens_per_second"] = round(progress.rate, 1)

@@ -9,11 +9,12 @@ import torch
 import training
 
 from overproof.core.errors import StageError
-from overproof.student import examples as module
-from overproof.student.examples import NO_TARGET, build_train_set, project, respell
+from overproof.student import targets as module
+from overproof.student.examples import NO_TARGET, build_train_set, respell
+from overproof.student.targets import project
 from overproof.student.vocabulary import Vocabulary
-from overproof.teacher.distribution import Kept, Signals
 from overproof.teacher.example import Example
+from overproof.teacher.kept import Spread, TopK
 from overproof.teacher.signals import shard_signals
 
 
@@ -61,11 +62,10 @@ def test_projection_sums_the_mass_of_tokens_with_one_first_piece(
     first = small.pieces(spelled)[0]
     whole = int(small.teacher_ids_V[first])
     other = int(np.flatnonzero(small.kept_U & (small.student_ids_U != first))[9])
-    signals = Signals(
-        torch.tensor([[spelled, whole, other]], dtype=torch.int32),
-        torch.tensor([[0.5, 0.25, 0.125]]).log().half(),
-        torch.tensor([0.125]).log(),
-        torch.tensor([[spelled, other]], dtype=torch.int32),
+    signals = Spread(
+        torch.tensor([[spelled, whole, other]]),
+        torch.tensor([[0.5, 0.25, 0.125]]),
+        torch.tensor([[spelled, other]]),
     )
     ((ids, probs, drawn),) = project(signals, small, 3)
     assert drawn.tolist() == [[first, int(small.student_ids_U[other])]]
@@ -75,17 +75,17 @@ def test_projection_sums_the_mass_of_tokens_with_one_first_piece(
 
 def test_projection_to_more_than_the_student_has(small: Vocabulary, tmp_path: Path) -> None:
     examples = tiny.examples(3)
-    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, Kept(400, 2))
-    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, [signals])
-    assert data.ids_NK.shape == data.probs_NK.shape == (len(data.tokens_N), 280)
-    assert (data.ids_NK < 280).all()
+    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, TopK(400, 2))
+    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, [signals.spread()])
+    assert data.targets.ids_NK.shape == data.targets.probs_NK.shape == (len(data.tokens_N), 280)
+    assert (data.targets.ids_NK < 280).all()
 
 
 def test_a_set_of_signals_without_draws(small: Vocabulary, tmp_path: Path) -> None:
     examples = tiny.examples(3)
-    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, Kept(8))
-    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, [signals])
-    assert data.drawn_NR.shape == (len(data.tokens_N), 0)
+    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, TopK(8))
+    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, [signals.spread()])
+    assert data.targets.drawn_NR.shape == (len(data.tokens_N), 0)
 
 
 @pytest.mark.parametrize("prompts", [False, True])
@@ -94,13 +94,20 @@ def test_a_set_lines_up_with_the_teacher(
 ) -> None:
     examples = tiny.examples(12)
     parts = [
-        shard_signals(tiny.model(), training.HEAD, some, training.ROOM, Kept(8, 3, prompts))
+        shard_signals(tiny.model(), training.HEAD, some, training.ROOM, TopK(8, 3, prompts=prompts))
         for some in (examples[:5], examples[5:])
     ]
-    chunks = [chunk for part in parts for chunk in project(part, small, 8)]
+    chunks = [chunk for part in parts for chunk in project(part.spread(), small, 8)]
     ids, probs, drawn = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
     monkeypatch.setattr(module, "PROJECT_ROWS", 7)
-    data = build_train_set(tmp_path / "set", training.HEAD, examples, small, parts, prompts=prompts)
+    data = build_train_set(
+        tmp_path / "set",
+        training.HEAD,
+        examples,
+        small,
+        [part.spread() for part in parts],
+        prompts=prompts,
+    )
     assert [piece for t in training.HEAD for piece in small.pieces(t)] == data.prefix.tolist()
     start, row = 0, 0
     for example in examples:
@@ -112,12 +119,12 @@ def test_a_set_lines_up_with_the_teacher(
             assert data.tokens_N[at] == one.tokens[place]
             assert data.weight_N[at] == (position != NO_TARGET or one.spelled[place])
             if position != NO_TARGET:
-                assert (data.ids_NK[at] == ids[row + position]).all()
-                assert (data.probs_NK[at] == probs[row + position]).all()
-                assert (data.drawn_NR[at] == drawn[row + position]).all()
+                assert (data.targets.ids_NK[at] == ids[row + position]).all()
+                assert (data.targets.probs_NK[at] == probs[row + position]).all()
+                assert (data.targets.drawn_NR[at] == drawn[row + position]).all()
             elif one.spelled[place]:
-                assert data.ids_NK[at, 0] == one.tokens[place + 1]
-                assert data.probs_NK[at].tolist() == [1.0] + [0.0] * 7
+                assert data.targets.ids_NK[at, 0] == one.tokens[place + 1]
+                assert data.targets.probs_NK[at].tolist() == [1.0] + [0.0] * 7
         start, row = start + len(one.tokens), row + len(own)
     assert start == len(data.tokens_N)
 
@@ -126,10 +133,12 @@ def test_without_signals_the_target_is_the_next_token(small: Vocabulary, tmp_pat
     examples = tiny.examples(12)
     data = build_train_set(tmp_path / "control", training.HEAD, examples, small, None)
     used = np.flatnonzero(data.weight_N)
-    assert (data.ids_NK[used, 0] == data.tokens_N[used + 1]).all()
-    assert (data.probs_NK == 1.0).all()
-    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, Kept(8, 3))
-    with_signals = build_train_set(tmp_path / "student", training.HEAD, examples, small, [signals])
+    assert (data.targets.ids_NK[used, 0] == data.tokens_N[used + 1]).all()
+    assert (data.targets.probs_NK == 1.0).all()
+    signals = shard_signals(tiny.model(), training.HEAD, examples, training.ROOM, TopK(8, 3))
+    with_signals = build_train_set(
+        tmp_path / "student", training.HEAD, examples, small, [signals.spread()]
+    )
     assert (data.weight_N == with_signals.weight_N).all()
 
 
@@ -137,10 +146,10 @@ def test_without_signals_the_target_is_the_next_token(small: Vocabulary, tmp_pat
 def test_signals_of_other_answers_are_told(small: Vocabulary, tmp_path: Path, count: int) -> None:
     examples = tiny.examples(13)
     signals = shard_signals(
-        tiny.model(), training.HEAD, examples[:count], training.ROOM, Kept(8, 3)
+        tiny.model(), training.HEAD, examples[:count], training.ROOM, TopK(8, 3)
     )
     with pytest.raises(StageError, match="not those of these answers"):
-        build_train_set(tmp_path / "set", training.HEAD, examples[:12], small, [signals])
+        build_train_set(tmp_path / "set", training.HEAD, examples[:12], small, [signals.spread()])
     assert not (tmp_path / "set").exists()
 
 
@@ -153,4 +162,4 @@ def test_a_whole_set_is_kept_and_half_a_set_is_written_anew(
     first = build_train_set(folder, training.HEAD, examples, small, None)
     assert not (tmp_path / "set.part").exists()
     again = build_train_set(folder, training.HEAD, examples[:3], small, None)
-    assert np.array_equal(first.ids_NK, again.ids_NK)
+    assert np.array_equal(first.targets.ids_NK, again.targets.ids_NK)

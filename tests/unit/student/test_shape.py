@@ -15,7 +15,7 @@ from overproof.student.examples import respell
 from overproof.student.importance import choose_layers
 from overproof.student.initial import _calibration, load_model, save_model
 from overproof.student.stack import demand_decoder
-from overproof.teacher.distribution import Kept
+from overproof.teacher.kept import TopK
 from overproof.teacher.signals import shard_signals
 
 LAYERS, IDLE = 5, 2
@@ -38,8 +38,8 @@ def teacher():
 @pytest.fixture(scope="module")
 def calibration(teacher):
     examples = tiny.examples(30)
-    signals = shard_signals(teacher, training.HEAD, examples, training.ROOM, Kept(16))
-    return _calibration(training.HEAD, examples, [signals], 200, training.ROOM)
+    signals = shard_signals(teacher, training.HEAD, examples, training.ROOM, TopK(16))
+    return _calibration(training.HEAD, examples, [signals.spread()], 200, training.ROOM)
 
 
 def test_a_student_larger_than_its_teacher_is_refused(teacher) -> None:

@@ -65,7 +65,7 @@ def test_the_first_loss_is_the_mean_divergence_of_the_first_batch(
             source = batch.source_RT[row, where[:-1]]
             text = [*data.prefix, *batch.tokens_RT[row, where]]
             logits = tiny.alone(model, text)[len(data.prefix) : -1]
-            loss, _ = divergence_of(logits, data.target(source))
+            loss, _ = divergence_of(logits, data.targets.at(source))
             weight = data.weight_N[source]
             total, count = (
                 total + float((loss * torch.from_numpy(weight)).sum()),
@@ -154,7 +154,7 @@ def test_only_a_whole_checkpoint_of_as_many_workers_counts(tmp_path: Path) -> No
 
 
 def test_the_set_holds_its_examples(data, examples) -> None:
-    assert sum(map(len, data.examples)) == len(data.tokens_N) == len(data.ids_NK)
+    assert sum(map(len, data.examples)) == len(data.tokens_N) == len(data.targets.ids_NK)
 
 
 def test_every_step_has_the_same_shapes(data) -> None:

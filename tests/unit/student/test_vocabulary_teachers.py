@@ -18,7 +18,7 @@ from overproof.core.config import StudentConfig
 from overproof.core.errors import StageError
 from overproof.student import initial
 from overproof.student.vocabulary import Vocabulary, trim
-from overproof.teacher.distribution import Kept
+from overproof.teacher.kept import TopK
 from overproof.teacher.local import Teacher
 from overproof.teacher.signals import shard_signals
 
@@ -83,9 +83,9 @@ def made() -> initial.Initial:
     """A whole initial student."""
     examples = tiny.examples(60)
     prefix = tuple(ids(BEGIN, "<|head|>"))
-    signals = shard_signals(teacher().model, prefix, examples, training.ROOM, Kept(8, 4))
+    signals = shard_signals(teacher().model, prefix, examples, training.ROOM, TopK(8, 4))
     config = StudentConfig(name="s", layers=2, vocabulary=SIZE, importance="even")
-    return initial.make(teacher(), prefix, examples, [signals], config, training.ROOM)
+    return initial.make(teacher(), prefix, examples, [signals.spread()], config, training.ROOM)
 
 
 def test_what_is_put_before_a_text_has_the_students_id() -> None:

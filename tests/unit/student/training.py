@@ -13,7 +13,7 @@ from overproof.core.config import TrainConfig
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.train import train
 from overproof.student.vocabulary import Vocabulary, trim
-from overproof.teacher.distribution import Kept
+from overproof.teacher.kept import TopK
 from overproof.teacher.signals import shard_signals
 
 HEAD = (1, 7, 8, 9)
@@ -27,8 +27,8 @@ def vocabulary(size: int = tiny.TOKENS) -> Vocabulary:
 
 def data(folder: Path, count: int = 120, top_k: int = 8) -> TrainSet:
     examples = tiny.examples(count)
-    signals = shard_signals(tiny.model(), HEAD, examples, ROOM, Kept(top_k, 4))
-    return build_train_set(folder, HEAD, examples, vocabulary(), [signals])
+    signals = shard_signals(tiny.model(), HEAD, examples, ROOM, TopK(top_k, 4))
+    return build_train_set(folder, HEAD, examples, vocabulary(), [signals.spread()])
 
 
 def config(**changes: object) -> TrainConfig:

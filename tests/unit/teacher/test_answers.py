@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import UsageError
@@ -19,9 +20,11 @@ from overproof.teacher.answers import (
     demand_sequence,
     shared_prefix,
 )
-from overproof.teacher.distribution import Kept, SignalCache, Signals
+from overproof.teacher.cache import shard_file
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
+from overproof.teacher.kept import TopK
+from overproof.teacher.kept.top_k import TopSignals
 from overproof.teacher.request import Request
 
 PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)
@@ -91,34 +94,29 @@ def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path, prompts: bool
         for key, ids in (("a", [1, 2]), ("b", [3]))
     ]
     said = {"a/0": [7], "b/0": [7], "a/1": [7], "b/1": [8, 5], "a/2": [9], "b/2": [7]}
+    kept = TopK(2, 1, prompts=prompts)
     journal = Journal(tmp_path / "journal")
     for number, (key, tokens) in enumerate(reversed(said.items())):
         size = len(tokens) + (prompts and key.startswith("a"))
-        signals = Signals(
+        signals = TopSignals(
             torch.full((size, 2), number, dtype=torch.int32),
             torch.full((size, 2), -number, dtype=torch.float16),
             torch.full((size,), float(number)),
             torch.full((size, 1), 10 + number, dtype=torch.int32),
         )
-        journal.add(key, tokens, signals.to_bytes())
+        journal.add(key, tokens, kept.to_bytes(signals))
     rows = _unique(requests, journal)
     assert _write(tmp_path / "train.jsonl", rows) == 5
-    _write_signals(tmp_path, rows, journal, Kept(2, 1, prompts))
+    _write_signals(tmp_path, rows, journal, kept)
     journal.close()
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     assert [tuple(json.loads(line).values()) for line in lines] == [
         *(("a", [1, 2], [7]), ("b", [3], [7])),
         *(("b", [3], [8, 5]), ("a", [1, 2], [9])),
     ]
-    (kept,) = SignalCache(tmp_path)
+    found = kept.unpack(load_file(shard_file(tmp_path, 0)))
     numbers = [5, 5, 4, 2, 2, 1, 1] if prompts else [5, 4, 2, 2, 1]
-    assert kept.ids_NK.tolist() == [[number, number] for number in numbers]
-    assert kept.log_probs_NK[:, 0].tolist() == [-number for number in numbers]
-    assert kept.tail_N.tolist() == numbers
-    assert kept.drawn_NR.tolist() == [[10 + number] for number in numbers]
-
-
-@pytest.mark.parametrize("size", [0, 3, 31, 33])
-def test_bytes_that_are_no_signals_are_told(size: int) -> None:
-    with pytest.raises(ValueError, match="no signals of 2 positions"):
-        Signals.from_bytes(bytes(size), 2, 0)
+    assert found.ids_NK.tolist() == [[number, number] for number in numbers]
+    assert found.log_probs_NK[:, 0].tolist() == [-number for number in numbers]
+    assert found.tail_N.tolist() == numbers
+    assert found.drawn_NR.tolist() == [[10 + number] for number in numbers]

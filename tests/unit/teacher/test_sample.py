@@ -16,9 +16,9 @@ import torch
 from overproof.core.config import SampleConfig
 from overproof.core.errors import StageError
 from overproof.teacher import sample
-from overproof.teacher.distribution import Kept, Signals, exact
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
+from overproof.teacher.kept import TopK, exact
 from overproof.teacher.request import Drawing, Request
 from overproof.teacher.sample import Sampler, choose, draw_all
 from overproof.teacher.signals import shard_signals
@@ -121,7 +121,7 @@ def test_draws_follow_the_softmax(temperature: float, top_p: float, top_k: int) 
     ]
     how = drawing(temperature=temperature, top_p=top_p, top_k=top_k)
     uniform = torch.from_numpy(np.random.default_rng(5).random(count)).float()
-    parts = exact(logits.expand(count, -1))
+    parts = exact(logits.expand(count, -1), logits.expand(count, -1))
     tokens = torch.cat([choose(part, uniform[part.where], how) for part in parts])
     got = np.bincount(tokens.numpy(), minlength=60)
     # The definition: keep the top k, soften, keep the smallest set that reaches top_p.
@@ -145,16 +145,18 @@ def test_top_p_of_nothing_and_a_wide_top_k_are_still_draws() -> None:
 
 
 @pytest.mark.parametrize("head", [(), HEAD])
-@pytest.mark.parametrize("kept", [Kept(3), Kept(80, 6), Kept(10_000, 2), Kept(5, 3, prompts=True)])
+@pytest.mark.parametrize("kept", [TopK(3), TopK(80, 6), TopK(10_000, 2), TopK(5, 3, prompts=True)])
 def test_signals_kept_while_drawing_are_those_of_a_pass_over_the_answers(
-    head: tuple[int, ...], kept: Kept
+    head: tuple[int, ...], kept: TopK
 ) -> None:
     """With fewer, with more than the draws look at (50), and with the whole vocabulary."""
     model, wanted = tiny.model(), requests(20, signals=True)
     sampler = Sampler(model, head, drawing(signals=kept), 128)
     answers = dict(sampler.draw(wanted))
     examples = [Example(r.key, r.ids, tuple(a.tokens)) for r, a in answers.items()]
-    got = Signals.joined([answer.signals for answer in answers.values()])
+    got = type(next(iter(answers.values())).signals).joined(
+        [answer.signals for answer in answers.values()]
+    )
     own = shard_signals(tiny.model(), head, examples, 128, kept)
     assert got.ids_NK.shape == own.ids_NK.shape == (len(own.tail_N), min(kept.top, tiny.TOKENS))
     close = {"rtol": 2e-3, "atol": 1e-4}
@@ -174,14 +176,14 @@ def test_what_is_kept_changes_no_answer() -> None:
     """In bf16 many logits are equal; which comes first depends on how many are looked at."""
     half, wanted = tiny.model().to(torch.bfloat16), requests(30, signals=True)
     plain = {r.key: a.tokens for r, a in Sampler(half, HEAD, drawing(), 128).draw(wanted)}
-    for kept in (Kept(3), Kept(70, 5), Kept(4, 2, prompts=True)):
+    for kept in (TopK(3), TopK(70, 5), TopK(4, 2, prompts=True)):
         drawn = Sampler(half, HEAD, drawing(signals=kept), 128).draw(wanted)
         assert {r.key: a.tokens for r, a in drawn} == plain
 
 
 def test_signals_are_kept_where_they_are_wanted() -> None:
     wanted = [*requests(5, signals=True), *requests(8)[5:]]
-    answers = dict(Sampler(tiny.model(), HEAD, drawing(signals=Kept(4, 2)), 128).draw(wanted))
+    answers = dict(Sampler(tiny.model(), HEAD, drawing(signals=TopK(4, 2)), 128).draw(wanted))
     for request, answer in answers.items():
         assert (answer.signals is not None) == request.signals
         if answer.signals is not None:
@@ -235,7 +237,7 @@ sys.path.insert(0, {helper!r})
 import tiny_teacher as tiny
 from pathlib import Path
 from test_sample import HEAD, drawing, requests
-from overproof.teacher.distribution import Kept
+from overproof.teacher.kept import TopK
 from overproof.teacher.journal import Journal
 from overproof.teacher.sample import draw_all
 import torch
@@ -243,7 +245,7 @@ import torch
 if __name__ == "__main__":
     model = tiny.model(layers=12).to(torch.bfloat16)
     journal = Journal(Path(sys.argv[1]) / "journal")
-    how = drawing(max_new_tokens=24, slots=8, signals=Kept(5, 3, prompts=True))
+    how = drawing(max_new_tokens=24, slots=8, signals=TopK(5, 3, prompts=True))
     draw_all(model, HEAD, requests(300, signals=True), how, journal, tiny.meter())
     journal.close()
     Path(sys.argv[1], "finished").touch()

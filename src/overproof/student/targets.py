@@ -1,0 +1,269 @@
+"""The targets of a training set on the disk: what the student should say at each position.
+
+Two forms, for the two forms of the loss (`losses.py`): tokens with their probabilities, and the
+teacher's hidden states. Both are arrays in files that every worker maps.
+
+Shape suffixes: N positions of the set, M those with a signal of the teacher, m some of them, K kept
+tokens, R drawn ones, E the teacher's width, U its vocabulary, V the student's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from overproof.core.errors import StageError
+from overproof.student.losses import Dense, Sparse, Target
+from overproof.student.vocabulary import Vocabulary
+from overproof.teacher.cache import SignalCache
+from overproof.teacher.kept import Spread, States
+
+PROJECT_ROWS = 4096  # rows scattered over the student's vocabulary at a time
+SMALL = 4096  # bytes of an array that is not worth a mapping
+NO_ROW = -1
+
+
+class Block(NamedTuple):
+    """Tokens and probabilities at some positions, as `SparseTargets` holds them."""
+
+    ids_mK: NDArray[np.int32]
+    probs_mK: NDArray[np.float32]
+    drawn_mR: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class SparseTargets:
+    """Tokens with their probabilities, see `losses.Sparse`."""
+
+    ids_NK: NDArray[np.int32]
+    probs_NK: NDArray[np.float32]
+    drawn_NR: NDArray[np.int32]
+
+    def at(self, which: NDArray[np.int64]) -> Target:
+        """The target of some positions."""
+        return Sparse(
+            torch.from_numpy(self.ids_NK[which]).long(),
+            torch.from_numpy(self.probs_NK[which]),
+            torch.from_numpy(self.drawn_NR[which]).long(),
+        )
+
+
+@dataclass(frozen=True)
+class StateTargets:
+    """The teacher's hidden states, see `losses.Dense`.
+
+    Attributes:
+        states_ME: bf16, as its bits. head_UE: the teacher's, fp32 or bf16 as its bits.
+        row_N: the state of each position; -1 where the target is the next token alone.
+        next_N: the next token of each position.
+        student_ids_U: see `Vocabulary`. size: of the student's vocabulary; temperature: of the
+            distributions; one number each.
+    """
+
+    states_ME: NDArray[np.int16]
+    head_UE: NDArray[Any]
+    row_N: NDArray[np.int32]
+    next_N: NDArray[np.int32]
+    student_ids_U: NDArray[np.int64]
+    size: NDArray[np.int64]
+    temperature: NDArray[np.float64]
+
+    def at(self, which: NDArray[np.int64]) -> Target:
+        """The target of some positions."""
+        row = np.asarray(self.row_N[which])
+        head = torch.from_numpy(np.asarray(self.head_UE))
+        return Dense(
+            torch.from_numpy(self.states_ME[np.maximum(row, 0)]).view(torch.bfloat16),
+            head.view(torch.bfloat16) if head.dtype == torch.int16 else head,
+            torch.from_numpy(np.asarray(self.student_ids_U)),
+            int(self.size[0]),
+            float(self.temperature[0]),
+            torch.from_numpy(np.where(row == NO_ROW, self.next_N[which], NO_ROW)).long(),
+        )
+
+
+def map_targets(folder: Path) -> SparseTargets | StateTargets:
+    """Map what `write_targets` wrote."""
+    form = StateTargets if array_file(folder, "states_ME").is_file() else SparseTargets
+    return form(**{name: mapped(array_file(folder, name)) for name in form.__annotations__})
+
+
+def write_targets(
+    folder: Path,
+    tokens_N: NDArray[np.int64],
+    places_M: NDArray[np.int64],
+    vocabulary: Vocabulary,
+    signals: Iterable[Spread] | None,
+) -> None:
+    """Write the target of every position.
+
+    Args:
+        tokens_N: the student's.
+        places_M: positions with a signal, ascending; the target of the others is the next token.
+        signals: the teacher's, at those positions; None: none.
+
+    Raises:
+        StageError: there are more or fewer signals than such positions.
+    """
+    if isinstance(signals, SignalCache) and isinstance(signals.kept, States):
+        _write_states(folder, tokens_N, places_M, vocabulary, signals)
+    else:
+        _write_sparse(folder, tokens_N, places_M, vocabulary, signals)
+
+
+def _write_states(
+    folder: Path,
+    tokens_N: NDArray[np.int64],
+    places_M: NDArray[np.int64],
+    vocabulary: Vocabulary,
+    signals: SignalCache,
+) -> None:
+    head_UE = signals.head_VE
+    if head_UE is None:
+        raise StageError("the signals are hidden states, and the teacher's head is not with them")
+    row_N = np.full(len(tokens_N), NO_ROW, np.int32)
+    row_N[places_M] = np.arange(len(places_M))
+    head = head_UE.view(torch.int16) if head_UE.dtype == torch.bfloat16 else head_UE
+    small: dict[str, NDArray[Any]] = {
+        "row_N": row_N,
+        "next_N": np.roll(tokens_N, -1).astype(np.int32),
+        "student_ids_U": vocabulary.student_ids_U,
+        "size": np.array([vocabulary.size]),
+        "temperature": np.array([signals.kept.temperature]),
+        "head_UE": head.numpy(),
+    }
+    for name, array in small.items():
+        np.save(array_file(folder, name), array)
+    done, shape = 0, (len(places_M), head_UE.shape[1])
+    with _open(folder, "states_ME", np.int16, shape) as stream:
+        for shard in signals.signals():
+            (states_mE,) = shard.arrays
+            done += len(states_mE)
+            stream.write(states_mE.contiguous().view(torch.int16).numpy().tobytes())
+    demand_equal(done, len(places_M))
+
+
+def _write_sparse(
+    folder: Path,
+    tokens_N: NDArray[np.int64],
+    places_M: NDArray[np.int64],
+    vocabulary: Vocabulary,
+    signals: Iterable[Spread] | None,
+) -> None:
+    shards = iter(signals or ())
+    first = next(shards, None)
+    top_k = 1 if first is None else min(first.ids_NK.shape[1], vocabulary.size)
+    draws = 0 if first is None else first.drawn_NR.shape[1]
+    whole = shards if first is None else chain([first], shards)
+    blocks = (block for shard in whole for block in project(shard, vocabulary, top_k))
+    at = places_M if signals is not None else places_M[:0]
+    # Written piece after piece: a full disk is an error here, in mapped memory it is a crash.
+    with (
+        _open(folder, "ids_NK", np.int32, (len(tokens_N), top_k)) as to_ids,
+        _open(folder, "probs_NK", np.float32, (len(tokens_N), top_k)) as to_probs,
+        _open(folder, "drawn_NR", np.int32, (len(tokens_N), draws)) as to_drawn,
+    ):
+        for block in _blocks(tokens_N, at, blocks, top_k, draws):
+            for stream, array in zip((to_ids, to_probs, to_drawn), block, strict=True):
+                stream.write(array.tobytes())
+
+
+def project(signals: Spread, vocabulary: Vocabulary, top_k: int) -> Iterator[Block]:
+    """The teacher's distributions over the student's tokens, some positions at a time.
+
+    The mass of a token that the student lacks goes to the first piece of its spelling.
+
+    Yields:
+        targets, most likely first. K is `top_k`, or the student's vocabulary where that is smaller.
+    """
+    student_ids = torch.from_numpy(vocabulary.student_ids_U)
+    top_k = min(top_k, vocabulary.size)
+    for start in range(0, len(signals.ids_NK), PROJECT_ROWS):
+        part = signals.rows(slice(start, start + PROJECT_ROWS))
+        mass_mV = torch.zeros(len(part.ids_NK), vocabulary.size)
+        mass_mV.scatter_add_(1, student_ids[part.ids_NK], part.probs_NK)
+        probs_mK, best_mK = mass_mV.topk(top_k, dim=-1)
+        drawn_mR = student_ids[part.drawn_NR]
+        yield Block(best_mK.int().numpy(), probs_mK.numpy(), drawn_mR.int().numpy())
+
+
+def _blocks(
+    tokens_N: NDArray[np.int64],
+    places: NDArray[np.int64],
+    blocks: Iterable[Block],
+    top_k: int,
+    draws: int,
+) -> Iterator[Block]:
+    """Targets of all positions, in order; `blocks` are those of the positions `places`.
+
+    The target of the others is the next token itself: for the control arm, and inside spellings.
+
+    Raises:
+        StageError: there are more or fewer of them than places.
+    """
+    following_N = np.roll(tokens_N, -1)
+
+    def block(start: int, stop: int) -> Block:
+        following = following_N[start:stop].astype(np.int32)[:, None]
+        probs = np.zeros((stop - start, top_k), np.float32)
+        probs[:, 0] = 1.0
+        # With nothing left for a tail, what is drawn from it counts for nothing.
+        return Block(following.repeat(top_k, axis=1), probs, following.repeat(draws, axis=1))
+
+    start = done = 0
+    for own in blocks:
+        at = places[done : done + len(own.ids_mK)]
+        done += len(own.ids_mK)
+        if done > len(places):
+            break
+        found = block(start, at[-1] + 1)
+        for all_of_them, some in zip(found, own, strict=True):
+            all_of_them[at - start] = some
+        yield found
+        start = at[-1] + 1
+    demand_equal(done, len(places))
+    yield block(start, len(tokens_N))
+
+
+def demand_equal(got: int, wanted: int) -> None:
+    """Refuse signals that are not as many as the positions.
+
+    Raises:
+        StageError: more or fewer.
+    """
+    if got != wanted:
+        raise StageError(
+            "the signals are not those of these answers",
+            details=[f"got {got:,} positions or more, wanted {wanted:,}"],
+            hint="remove the folder of the run's stages, and run the same command again",
+        )
+
+
+def array_file(folder: Path, array: str) -> Path:
+    """Where an array of a training set lies."""
+    return folder / f"{array}.npy"
+
+
+def mapped(file: Path) -> NDArray[Any]:
+    """A small array is read: one without a value cannot be mapped.
+
+    Mapped to be written, as torch demands; what is written would stay in this process.
+    """
+    array: NDArray[Any] = np.load(file, mmap_mode="c" if file.stat().st_size > SMALL else None)
+    return array
+
+
+def _open(folder: Path, array: str, dtype: type[np.generic], shape: tuple[int, int]) -> BinaryIO:
+    """The array's file with its header written, for the values to follow in C order."""
+    stream = array_file(folder, array).open("wb")
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream

@@ -1,0 +1,33 @@
+"""What is kept of the teacher's distributions: three kinds of cache behind one type."""
+
+from __future__ import annotations
+
+from overproof.core import methods
+from overproof.teacher.kept.base import Exact, Kept, Signals, Spread, exact
+from overproof.teacher.kept.sampled import Sampled
+from overproof.teacher.kept.states import States
+from overproof.teacher.kept.top_k import TopK
+
+__all__ = [
+    "Exact",
+    "Kept",
+    "Sampled",
+    "Signals",
+    "Spread",
+    "States",
+    "TopK",
+    "exact",
+    "kept_of",
+]
+
+
+def kept_of(config: methods.Signals) -> Kept:
+    """What a recipe says."""
+    prompts, temperature = config.prompts, config.temperature
+    match config:
+        case methods.Sampled(draws=draws):
+            return Sampled(draws, prompts=prompts, temperature=temperature)
+        case methods.TopK(top_k=top, tail_draws=drawn):
+            return TopK(top, drawn, prompts=prompts, temperature=temperature)
+        case methods.Exact():
+            return States(prompts=prompts, temperature=temperature)

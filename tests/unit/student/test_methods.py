@@ -1,0 +1,87 @@
+"""Every kind of signals with divergences that go with it, from the stage `signals` to a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_teacher as tiny
+import torch
+import training
+from tiny_stage import HEAD, recipe, samples
+
+from overproof.core.artifact import Artifact
+from overproof.core.config import Recipe
+from overproof.student import arms
+from overproof.student.examples import build_train_set
+from overproof.student.initial import initial
+from overproof.student.losses import divergence_of
+from overproof.teacher.answers import made_of, read
+from overproof.teacher.cache import SignalCache
+from overproof.teacher.signals import cache
+
+SHAPE = (
+    "student.layers=2", "student.mlp_width=null", "student.vocabulary=290",
+    "student.calibration_tokens=40", "train.steps=60", "train.sequences=2",
+    "train.learning_rate=0.02",
+)  # fmt: skip
+COUNT = 40
+
+
+def stages(store: Path, asked: Recipe) -> dict[str, Artifact]:
+    teacher = tiny.teacher()
+    made = samples(store, asked, None, COUNT)
+    signals = cache(lambda: teacher, made, asked, teacher.resource, store)
+    start = initial(lambda: teacher, made, signals, asked, teacher.resource, store)
+    return {"samples": made, "signals": signals, "initial": start}
+
+
+@pytest.mark.parametrize(
+    ("signals", "made_small"),
+    [
+        ("{kind: sampled, draws: 30}", "{kind: forward-kl}"),
+        ("{kind: exact}", "{kind: reverse-kl}"),
+        ("{kind: exact, temperature: 2, prompts: false}", "{kind: jsd}"),
+        ("{kind: top-k, top_k: 8}", "{kind: alpha-beta, alpha: 0.5, beta: 0.5}"),
+    ],
+)
+def test_the_student_learns(tmp_path: Path, signals: str, made_small: str) -> None:
+    asked = recipe(f"signals={signals}", f"train.divergence={made_small}", *SHAPE)
+    made = stages(tmp_path, asked)
+    student = arms.student(made["initial"], made["samples"], made["signals"], asked, tmp_path)
+    losses = student.facts["losses"]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-15:]) < 0.85 * np.mean(losses[:15])
+
+
+def test_the_control_arm_is_the_same_whatever_the_divergence(tmp_path: Path) -> None:
+    found = set()
+    for made_small in ("{kind: forward-kl}", "{kind: reverse-kl}"):
+        asked = recipe("signals={kind: exact}", f"train.divergence={made_small}", *SHAPE)
+        made = stages(tmp_path, asked)
+        found.add(arms.control(made["initial"], made["samples"], asked, tmp_path).sha256)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_targets_from_hidden_states_are_those_of_all_tokens(tmp_path: Path, prompts: bool) -> None:
+    """But for states in bf16; inside a spelling both are the next piece."""
+    vocabulary = training.vocabulary(280)
+    found = []
+    for kind in ("exact", "top-k, top_k: 10000"):
+        asked = recipe(f"signals={{kind: {kind}, prompts: {str(prompts).lower()}}}", *SHAPE)
+        made = samples(tmp_path / kind[:3], asked, None, COUNT)
+        stage = cache(tiny.teacher, made, asked, tiny.teacher().resource, tmp_path / kind[:3])
+        data = build_train_set(
+            tmp_path / kind[:3] / "set", HEAD, read(made).train, vocabulary,
+            SignalCache(stage.path, made_of(made, asked)), prompts=prompts,
+        )  # fmt: skip
+        which = np.flatnonzero(data.weight_N)
+        make = torch.Generator().manual_seed(0)
+        logits = torch.randn(len(which), vocabulary.size, generator=make)
+        found.append(divergence_of(logits, data.targets.at(which)))
+    (loss, grad), (wanted, wanted_grad) = found
+    assert len(loss) > 100
+    torch.testing.assert_close(loss, wanted, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(grad, wanted_grad, rtol=0, atol=0.01)

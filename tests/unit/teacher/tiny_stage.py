@@ -1,0 +1,48 @@
+"""A finished stage `samples` of the tiny teacher, for the stages that follow it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tiny_teacher as tiny
+
+from overproof.core.artifact import Artifact, Json, Work, build
+from overproof.core.config import Recipe, find_recipe, load_recipe
+from overproof.teacher.answers import made_of
+from overproof.teacher.cache import describe, shard_file, write_shard
+from overproof.teacher.kept import Signals, TopK
+
+HEAD = (1, 7, 8)
+ROOM = 40
+WHOLE = TopK(6, 4, prompts=True)
+ORIGIN = {"teacher": "a", "tokenizer": "b", "chat_template": "c", "corpus": "d", "sampler": "e"}
+
+
+def samples(store: Path, asked: Recipe, kept: Signals | None, count: int = 10) -> Artifact:
+    """A finished stage `samples` with or without signals."""
+
+    def make(work: Work) -> Json:
+        rows = [
+            {"key": one.key, "prompt": one.prompt, "answer": one.answer}
+            for one in tiny.examples(count)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (work.folder / "train.jsonl").write_text(lines)
+        (work.folder / "heldout.jsonl").write_text("")
+        (work.folder / "prefix.json").write_text(json.dumps(HEAD))
+        (work.folder / "prompts.json").write_text("{}")
+        (work.folder / "made_of.json").write_text(json.dumps(ORIGIN))
+        return {}
+
+    found = build(store, "samples", inputs={}, config={}, make=make)
+    if kept is not None:
+        binding, head = made_of(found, asked), tiny.model().lm_head.weight
+        describe(found.path, WHOLE, binding, head)
+        write_shard(shard_file(found.path, 0), WHOLE, kept)
+    return found
+
+
+def recipe(*more: str) -> Recipe:
+    overrides = ["signals.top_k=6", "signals.tail_draws=4", f"train.sequence_length={ROOM}"]
+    return load_recipe(find_recipe("support"), [*overrides, *more])
