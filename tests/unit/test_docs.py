@@ -193,10 +193,10 @@ def test_every_stage_is_explained() -> None:
 
 def test_code_that_the_papers_point_to_exists() -> None:
     text = (DOCS / "papers.md").read_text(encoding="utf-8")
-    files = set(re.findall(r"`([a-z]+/\w+\.py)`", text))
+    files = set(re.findall(r"`([a-z/]+/\w+\.py)`", text))
     assert files
     assert not [file for file in files if not (ROOT / "src/overproof" / file).is_file()]
-    for function, file in re.findall(r"`(\w+)` in `([a-z]+/\w+\.py)`", text):
+    for function, file in re.findall(r"`(\w+)` in `([a-z/]+/\w+\.py)`", text):
         code = (ROOT / "src/overproof" / file).read_text(encoding="utf-8")
         assert f"def {function}(" in code or f"class {function}(" in code
 

@@ -24,7 +24,7 @@ KINDS = {
     "top-k without draws": TopK(6),
     "every token": TopK(10_000, 3),
     "sampled": Sampled(30),
-    "sampled, few bits for the number": Sampled(40, id_bits=22),
+    "sampled often": Sampled(255),
     "exact": States(),
 }
 every = pytest.mark.parametrize("kept", KINDS.values(), ids=KINDS)

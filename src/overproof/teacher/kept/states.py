@@ -1,7 +1,7 @@
 """The last hidden states, from which the teacher's head makes the whole distribution again.
 
 Exact, at two bytes for each number of the teacher's width: for small teachers no more than a wide
-top-k cache. DeepSeek-V4 keeps its teachers' signals so (docs/papers.md, "exact signals").
+top-k cache. DeepSeek-V4 keeps its teachers' signals so (docs/papers.md).
 """
 
 from __future__ import annotations
