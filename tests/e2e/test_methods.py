@@ -1,0 +1,41 @@
+"""The real command with another kind of signals and another divergence than the demo's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_pipeline import distill, overproof, verify
+
+pytestmark = pytest.mark.slow
+EXACT = (
+    "signals={kind: exact, prompts: false, while_sampling: true}",
+    "train.divergence={kind: jsd, beta: 0.3}",
+    "train.control=false",
+)
+SAMPLED = ("signals={kind: sampled}", "train.divergence={kind: jsd}")
+
+
+def test_exact_signals_and_another_divergence(tmp_path: Path) -> None:
+    assert overproof("keys", "new", "tester", "--dir", tmp_path / "keys").returncode == 0
+    done = overproof(*distill(tmp_path / "out", tmp_path / "keys/tester.key", *EXACT))
+    assert done.returncode == 0, done.stderr
+    release = tmp_path / "out/release"
+    assert verify(tmp_path, release).returncode == 0
+    report = json.loads((release / "report.json").read_bytes())
+    assert report["control"] is None
+    page = (release / "report.html").read_text()
+    assert "Its last hidden states at each position of its answers were cached" in page
+    assert "the generalised Jensen-Shannon divergence (beta 0.3)" in page
+    signals = tmp_path / "out/stages/signals"
+    assert set(json.loads((signals / "signals.json").read_bytes())["made_of"]) == {
+        "teacher", "tokenizer", "chat_template", "corpus", "sampler", "signals",
+    }  # fmt: skip
+
+
+def test_draws_with_another_divergence_than_forward_kl_are_refused(tmp_path: Path) -> None:
+    done = overproof(*distill(tmp_path / "out", tmp_path / "no.key", *SAMPLED))
+    assert done.returncode == 2
+    assert "goes with train.divergence.kind `forward-kl` alone, got `jsd`" in done.stderr
+    assert not (tmp_path / "out").exists()
