@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from overproof.student import losses
 from overproof.student.losses import Sparse, chunked_divergence, divergence_of, one_hot
-from overproof.teacher.distribution import draw
+from overproof.teacher.kept.draw import draw
 
 SEEDS = st.integers(0, 2**31 - 1)
 SCALES = st.sampled_from([0.0, 0.1, 1.0, 8.0, 60.0])

@@ -93,6 +93,9 @@ class TrainConfig(Section):
     checkpoint_seconds: Positive = Field(
         60, description="between checkpoints; a kill loses this much and the step under way"
     )
+    digest_steps: Positive = Field(
+        100, description="steps between digests of the weights in the step log"
+    )
     control: bool = Field(True, description="train the control arm too: cross-entropy, equal steps")
 
 

@@ -13,8 +13,10 @@ from overproof.core.config import Recipe, TrainConfig
 from overproof.core.console import meter
 from overproof.core.methods import ForwardKl
 from overproof.student import initial as first
-from overproof.student.examples import build_train_set
-from overproof.student.train import train
+from overproof.student import steplog
+from overproof.student.examples import TrainSet, build_train_set
+from overproof.student.optimizer import rate
+from overproof.student.train import Trained, record_keys, train
 from overproof.teacher.answers import made_of, read
 from overproof.teacher.cache import SignalCache
 
@@ -46,7 +48,7 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
             else None
         )
         examples = work.scratch("examples")
-        build_train_set(
+        data = build_train_set(
             examples,
             answers.prefix,
             answers.train,
@@ -70,6 +72,7 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
         work.measured["tokens_per_second"] = round(
             steps_per_second * done.tokens / recipe.train.steps, 1
         )
+        head = _write_log(work.folder / steplog.FILE, data, config, recipe.seed, done)
         first.save_model(start.model.to(torch.bfloat16), work.folder, recipe.sample)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if (inputs["initial"].path / name).is_file():
@@ -79,10 +82,22 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
             "tokens": done.tokens,
             "workers": done.workers,
             "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
+            "step_log": head,
         }
 
     key = {"train": config.model_dump(exclude={"control"}), "seed": recipe.seed}
     return build(store, kind, inputs=inputs, config=key, make=make, layer="student")
+
+
+def _write_log(path: Path, data: TrainSet, config: TrainConfig, seed: int, done: Trained) -> str:
+    lines = steplog.lines(
+        {"seed": seed, "train": config.model_dump(), "workers": done.workers},
+        record_keys(data, config, seed),
+        done.losses,
+        [rate(config, step) for step in range(config.steps)],
+        done.weights,
+    )
+    return steplog.write(path, lines)
 
 
 def plain(config: TrainConfig) -> TrainConfig:

@@ -73,6 +73,7 @@ class TrainSet:
 
     Attributes:
         prefix: tokens of the shared prefix.
+        keys: of each example, the record's that it answers.
         lengths: tokens of each example.
         tokens_N: all examples' tokens, one after another.
         weight_N: 1 where there is a target, else 0.
@@ -81,6 +82,7 @@ class TrainSet:
     """
 
     prefix: NDArray[np.int64]
+    keys: NDArray[np.bytes_]
     lengths: NDArray[np.int64]
     tokens_N: NDArray[np.int64]
     weight_N: NDArray[np.float32]
@@ -107,6 +109,15 @@ class TrainSet:
             self.tokens_N[end - size : end].tolist()
             for end, size in zip(ends, self.lengths, strict=True)
         ]
+
+    def records(self, source: NDArray[np.int64]) -> list[str]:
+        """Keys of the records that some positions belong to, each once, in the set's order.
+
+        Args:
+            source: positions, as in `Packed.source_RT`; negative ones belong to none.
+        """
+        which = np.searchsorted(np.cumsum(self.lengths), source[source >= 0], side="right")
+        return [key.decode() for key in self.keys[np.unique(which)].tolist()]
 
 
 def build_train_set(
@@ -141,6 +152,7 @@ def build_train_set(
         spelled = np.array([flag for one in respelled for flag in one.spelled])
         small = {
             "prefix": np.array([piece for token in prefix for piece in vocabulary.pieces(token)]),
+            "keys": np.array([example.key.encode() for example in examples]),
             "lengths": np.array([len(one.tokens) for one in respelled]),
             "tokens_N": tokens,
             "weight_N": (signalled | spelled).astype(np.float32),

@@ -6,6 +6,7 @@ vector. The order is that of `named_parameters`, where tied weights stand once.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -46,6 +47,10 @@ class Flat:
             rows += size[0]
         matrix: Tensor = self.vector[start : start + rows * shape[1]].view(rows, shape[1])
         return matrix
+
+    def sha256(self) -> str:
+        """SHA-256 of all values, in their order and the machine's byte order."""
+        return hashlib.sha256(memoryview(self.vector.view(torch.uint8).numpy())).hexdigest()
 
     def adopt(self, model: Any) -> None:
         """Copy the model's parameters here, and make them views of this memory."""

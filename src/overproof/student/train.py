@@ -15,7 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,13 @@ class Trained:
         losses: mean loss of each step, nats per position.
         tokens: tokens that went through the student, padding left out.
         workers: processes that shared the steps.
+        weights: digests of the fp32 weights before some steps and after the last, see `Flat`.
     """
 
     losses: list[float]
     tokens: int
     workers: int
+    weights: dict[int, str]
 
 
 def train(
@@ -84,18 +86,27 @@ def train(
     dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
     with sharing():
         shared = Shared(student, workers, dtype)
-    start, losses, tokens = _last_checkpoint(folder, workers)
+    done = _last_checkpoint(folder, workers)
+    start = len(done.losses)
     meter.skip(start)
     # 2.
-    for loss, count in _run_workers(shared, examples, config, seed, folder, workers, start):
-        losses.append(loss)
-        tokens += count
+    for loss, count, weights in _run_workers(
+        shared, examples, config, seed, folder, workers, start
+    ):
+        done.add(loss, count, weights)
         meter.advance(1, f"{loss:.3f} nats per token")
     # 3.
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             parameter.copy_(shared.master.view(name))
-    return Trained(losses, tokens, workers)
+    done.weights[len(done.losses)] = shared.master.sha256()
+    return Trained(done.losses, done.tokens, workers, done.weights)
+
+
+def record_keys(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[list[str]]:
+    """Keys of the records of each step, for ever."""
+    for batch in batches(data, config, seed):
+        yield data.records(batch.source_RT)
 
 
 def _run_workers(
@@ -106,8 +117,8 @@ def _run_workers(
     folder: Path,
     workers: int,
     start: int,
-) -> Iterator[tuple[float, int]]:
-    """Start one process a core and yield each step's loss and tokens."""
+) -> Iterator[tuple[float, int, str | None]]:
+    """Start one process a core and yield each step's loss, tokens and, where due, weights."""
     barrier = CONTEXT.Barrier(workers)
     shares = [
         (rank, workers, shared, examples, config, seed, folder, start, barrier)
@@ -166,9 +177,9 @@ def _work(
     torch.set_num_threads(1)
     data = TrainSet.map(examples)
     worker = Worker(rank, workers, shared, config, data)
-    losses, tokens = list[float](), 0
+    done = Progress()
     if start:
-        losses, tokens = _read_progress(folder / f"step-{start}")
+        done = _read_progress(folder / f"step-{start}")
         worker.restore(folder / f"step-{start}")
     saved = time.monotonic()
     for step, batch in enumerate(batches(data, config, seed)):
@@ -177,32 +188,51 @@ def _work(
         if step < start:
             continue
         barrier.wait(BARRIER_SECONDS)
-        worker.gradients(batch)
+        # All have updated and none does before the next barrier but one: the weights stand still.
+        due = rank == 0 and step % config.digest_steps == 0
+        weights = shared.master.sha256() if due else None
+        worker.gradients(batch, step)
         barrier.wait(BARRIER_SECONDS)
         worker.gather()
         if rank == 0:
-            losses.append(float(shared.loss.sum()))
-            count = int((batch.segments_RT >= 0).sum())
-            tokens += count
-            results.put((losses[-1], count))
+            found = float(shared.loss.sum()), int((batch.segments_RT >= 0).sum()), weights
+            done.add(*found)
+            results.put(found)
             shared.save[0] = time.monotonic() - saved > config.checkpoint_seconds
         barrier.wait(BARRIER_SECONDS)
         worker.update(step)
         if shared.save[0]:
             saved = time.monotonic()
-            _checkpoint(worker, folder / f"step-{step + 1}", losses, tokens, barrier)
+            _checkpoint(worker, folder / f"step-{step + 1}", done, barrier)
 
 
-def _checkpoint(
-    worker: Worker, folder: Path, losses: list[float], tokens: int, barrier: threading.Barrier
-) -> None:
+@dataclass
+class Progress:
+    """What is known of the steps that are done; see `Trained`."""
+
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    weights: dict[int, str] = field(default_factory=dict)
+
+    def add(self, loss: float, tokens: int, weights: str | None) -> None:
+        """One step more.
+
+        Args:
+            weights: their digest before it, if it was taken.
+        """
+        if weights is not None:
+            self.weights[len(self.losses)] = weights
+        self.losses.append(loss)
+        self.tokens += tokens
+
+
+def _checkpoint(worker: Worker, folder: Path, done: Progress, barrier: threading.Barrier) -> None:
     """All shares first, then the file that makes them count, then the older ones go."""
     folder.mkdir(exist_ok=True)
     worker.save(folder)
     barrier.wait(BARRIER_SECONDS)
     if worker.rank == 0:
-        progress = {"workers": worker.workers, "losses": losses, "tokens": tokens}
-        write_atomic(folder / "progress.json", json.dumps(progress).encode())
+        write_atomic(folder / "progress.json", json.dumps(asdict(done)).encode())
         for old in folder.parent.glob("step-*"):
             if old != folder:
                 _remove(old)
@@ -215,17 +245,17 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def _read_progress(folder: Path) -> tuple[list[float], int]:
+def _read_progress(folder: Path) -> Progress:
     state = json.loads((folder / "progress.json").read_bytes())
-    return list(state["losses"]), int(state["tokens"])
+    weights = {int(step): digest for step, digest in state["weights"].items()}
+    return Progress(state["losses"], state["tokens"], weights)
 
 
-def _last_checkpoint(folder: Path, workers: int) -> tuple[int, list[float], int]:
-    """Step, losses and tokens of the last whole checkpoint made by as many workers."""
+def _last_checkpoint(folder: Path, workers: int) -> Progress:
+    """That of the last whole checkpoint made by as many workers; of none, no step."""
     whole = [path.parent for path in folder.glob("step-*/progress.json")]
     whole = [path for path in whole if len(list(path.glob("worker-*.pt"))) == workers]
     if not whole:
-        return 0, [], 0
+        return Progress()
     last = max(whole, key=lambda path: int(path.name.removeprefix("step-")))
-    losses, tokens = _read_progress(last)
-    return len(losses), losses, tokens
+    return _read_progress(last)

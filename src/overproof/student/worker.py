@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overproof.core.config import TrainConfig
+from overproof.core.errors import StageError
 from overproof.data.pack import Packed
 from overproof.student.body import make_body
 from overproof.student.divergences import divergence
 from overproof.student.examples import TrainSet
 from overproof.student.flat import Flat
-from overproof.student.losses import chunked_divergence
+from overproof.student.losses import chunked_divergence, divergence_of
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
 from overproof.teacher.forward import model_inputs
 
 PLACES = 128  # positions of a loss come in multiples of this
+SHOWN = 5  # records named when a loss is not finite
 
 
 class Shared:
@@ -77,8 +79,12 @@ class Worker:
             master.grad = torch.zeros_like(master)
         self.optimizers = optimizers(config, list(self.masters.items()))
 
-    def gradients(self, batch: Packed) -> None:
-        """Forward and backward over this worker's rows; the loss is weighted by the whole step."""
+    def gradients(self, batch: Packed, step: int = 0) -> None:
+        """Forward and backward over this worker's rows; the loss is weighted by the whole step.
+
+        Raises:
+            StageError: the loss is not finite; the message names the records.
+        """
         total = float(self.data.weight_N[batch.source_RT[batch.predicts_RT]].sum())
         # Equal shapes in every step: kept memory of another size is of no use to the next one.
         mine = batch.rows(slice(self.rank, None, self.workers), whole=True)
@@ -93,8 +99,31 @@ class Worker:
             temperature=self.data.temperature,
             compute=self.model.dtype,
         )
+        if not bool(torch.isfinite(loss.detach())):
+            raise self._diverged(step, hidden_RTD.detach(), place, source)
         loss.backward()
         self.shared.loss[self.rank] = loss.detach().double()
+
+    def _diverged(
+        self, step: int, hidden_RTD: Tensor, place: NDArray[np.int64], source: NDArray[np.int64]
+    ) -> StageError:
+        """Which records it was; each position's loss is computed again, by itself."""
+        states_ND = hidden_RTD.flatten(0, 1)[torch.from_numpy(place)]
+        wrong = []
+        for at in range(0, len(source), PLACES):
+            few = slice(at, at + PLACES)
+            logits = (states_ND[few] @ self.model.lm_head.weight.detach().T).float()
+            target = self.data.targets.at(source[few])
+            found, _ = divergence_of(logits, target, divergence(self.config.divergence))
+            wrong.append(source[few][~torch.isfinite(found).numpy()])
+        records = self.data.records(np.concatenate(wrong)) or self.data.records(source)
+        return StageError(
+            f"training diverged at step {step}: the loss is not finite",
+            details=[f"record {key}" for key in records[:SHOWN]]
+            + [f"and {len(records) - SHOWN} more"] * (len(records) > SHOWN),
+            hint="look at these records' answers; or lower train.learning_rate, and run the same "
+            "command again: the last checkpoint is kept",
+        )
 
     def gather(self) -> None:
         """Sum the owned parameters' gradients over the workers, in their order."""

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from overproof.core import device
 from overproof.core.errors import StageError, UsageError
 from overproof.student.examples import TrainSet
 from overproof.student.losses import divergence_of
-from overproof.student.train import _last_checkpoint, batches, train
+from overproof.student.train import Progress, _last_checkpoint, batches, record_keys, train
 from overproof.student.worker import PLACES, share_out, targets
 
 
@@ -141,16 +144,56 @@ def test_only_a_whole_checkpoint_of_as_many_workers_counts(tmp_path: Path) -> No
         for rank in range(files):
             (folder / f"worker-{rank}.pt").touch()
         if progress:
-            state = {"workers": files, "losses": [1.0] * step, "tokens": 10 * step}
-            (folder / "progress.json").write_text(json.dumps(state))
+            state = Progress([1.0] * step, 10 * step, {0: "a"})
+            (folder / "progress.json").write_text(json.dumps(asdict(state)))
 
-    assert _last_checkpoint(tmp_path, 2) == (0, [], 0)
+    assert _last_checkpoint(tmp_path, 2) == Progress()
     write(3)
     write(10)
     write(11, files=3)
     write(12, progress=False)
-    assert _last_checkpoint(tmp_path, 2) == (10, [1.0] * 10, 100)
-    assert _last_checkpoint(tmp_path, 4) == (0, [], 0)
+    assert _last_checkpoint(tmp_path, 2) == Progress([1.0] * 10, 100, {0: "a"})
+    assert _last_checkpoint(tmp_path, 4) == Progress()
+
+
+def test_weights_are_digested_before_some_steps_and_at_the_end(examples, tmp_path: Path) -> None:
+    model, done = run(examples, tmp_path, steps=5, digest_steps=2)
+    assert list(done.weights) == [0, 2, 4, 5]
+    assert len(set(done.weights.values())) == 4
+
+    def digest(of) -> str:
+        values = [p.detach().numpy().tobytes() for _, p in of.named_parameters()]
+        return hashlib.sha256(b"".join(values)).hexdigest()
+
+    assert done.weights[0] == digest(training.student())
+    assert done.weights[5] == digest(model)
+
+
+def test_records_of_a_step_are_those_whose_tokens_it_holds(data) -> None:
+    keys = [one.key for one in tiny.examples(120)]
+    ends = np.cumsum(data.lengths)
+    steps, keys_of = batches(data, training.config(), 3), record_keys(data, training.config(), 3)
+    for batch, records in itertools.islice(zip(steps, keys_of, strict=False), 6):
+        source = batch.source_RT[batch.source_RT >= 0]
+        wanted = {keys[int((ends <= at).sum())] for at in source}
+        assert set(records) == wanted
+        assert len(records) == len(wanted)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_record_and_keeps_the_checkpoint(
+    examples, tmp_path: Path
+) -> None:
+    shutil.copytree(examples, tmp_path / "set")
+    data = TrainSet.map(tmp_path / "set")
+    probs = np.load(tmp_path / "set/probs_NK.npy")
+    ends = np.cumsum(data.lengths)
+    probs[ends[50] - data.lengths[50] : ends[50]] = np.nan
+    np.save(tmp_path / "set/probs_NK.npy", probs)
+    with pytest.raises(StageError, match=r"diverged at step \d+: the loss is not finite") as caught:
+        run(tmp_path / "set", tmp_path / "run", steps=80)
+    assert caught.value.details == (f"record {tiny.examples(51)[50].key}",)
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    assert all(name.startswith("step-") for name in before)
 
 
 def test_the_set_holds_its_examples(data, examples) -> None:

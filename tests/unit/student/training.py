@@ -47,7 +47,12 @@ def main(folder: Path, steps: int) -> None:
     data(folder / "examples")
     done = train(model, folder / "examples", wanted, 3, folder / "scratch", tiny.meter(steps))
     torch.save(model.state_dict(), folder / "weights.pt")
-    facts = {"losses": done.losses, "tokens": done.tokens, "resumed": resumed}
+    facts = {
+        "losses": done.losses,
+        "tokens": done.tokens,
+        "weights": done.weights,
+        "resumed": resumed,
+    }
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
