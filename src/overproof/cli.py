@@ -32,6 +32,10 @@ app = typer.Typer(
 keys_app = typer.Typer(rich_markup_mode=None, context_settings=SETTINGS)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; repeatable."),
+]
 
 
 def main() -> None:
@@ -83,10 +87,7 @@ def distill(
         Path | None,
         typer.Option(metavar="FILE", help="Private key to sign with; else the key `default`."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a field of the recipe; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, time and memory; run nothing.")
     ] = False,
@@ -315,19 +316,33 @@ def keys_show(
 
 
 @app.command(short_help="Tell what this machine can do.")
-def doctor(as_json: Json = False) -> int:
+def doctor(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="Try this recipe on a few prompts instead."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> int:
     """Tell what this machine can do and what is missing, with the exact remedy.
 
-    Exit code 0 if `overproof distill support` can run here, 1 if not.
+    With a recipe: answer eight of its prompts and check what goes wrong silently later, such as
+    the chat template, the end of answers, the sampler and the loss. Takes a minute.
+
+    Exit code 0 if `overproof distill` can run here, 1 if not.
 
     \b
     Examples:
       overproof doctor
       overproof doctor --json
+      overproof doctor support
+      overproof doctor mine.yaml --set sample.max_new_tokens=160
     """
     from overproof import doctor as verb
 
-    return finish(verb, verb.run(verb.Config()), as_json)
+    return finish(
+        verb, verb.run(verb.Config(recipe=recipe, overrides=tuple(overrides or ()))), as_json
+    )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from overproof.core.check import Check
 from overproof.core.errors import install
 from overproof.core.section import Section
 from overproof.core.workers import SHARED_REMEDY
@@ -20,8 +21,6 @@ from overproof.machine import (
     look,
     release,
 )
-
-State = Literal["ok", "warning", "missing"]
 
 PYTHON = (3, 11)  # pyproject.toml, requires-python
 DEMO_MEMORY_BYTES = 6_000_000_000  # the demo's peak on two cores stays below this
@@ -42,16 +41,8 @@ class Config(Section):
     """What to look at."""
 
     folder: Path = Path()  # where the demo would write
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line: what was looked at, how it is, what to type."""
-
-    name: str
-    state: State
-    detail: str
-    remedy: str | None = None
+    recipe: str | None = None  # try this one, in place of looking at the machine
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,23 +51,35 @@ class Result:
 
     checks: tuple[Check, ...]
     packages: tuple[Package, ...] = ()
+    recipe: str | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 if the demo can run here, 1 if something is missing."""
+        """0 if the demo can run here, or the recipe; 1 if something is missing."""
         return int(any(check.state == "missing" for check in self.checks))
 
     def to_json(self) -> dict[str, Any]:
         """The checks for machines."""
+        checks = [asdict(check) for check in self.checks]
+        if self.recipe is not None:
+            return {"recipe": self.recipe, "fit": self.exit_code == 0, "checks": checks}
         return {
             "demo_runs": self.exit_code == 0,
-            "checks": [asdict(check) for check in self.checks],
+            "checks": checks,
             "packages": [asdict(package) for package in self.packages],
         }
 
 
 def run(config: Config) -> Result:
-    """Look at the machine and judge it; nothing is changed or fetched."""
+    """Look at the machine and judge it; nothing is changed or fetched. Or try a recipe.
+
+    Raises:
+        OverproofError: a recipe that cannot be tried, see `preflight.run`.
+    """
+    if config.recipe is not None:
+        from overproof import preflight
+
+        return Result(preflight.run(config.recipe, config.overrides), recipe=config.recipe)
     machine = look(config.folder)
     return Result(judge(machine), machine.packages or ())
 
@@ -91,10 +94,11 @@ def render(result: Result) -> str:
             lines.append(f"{'':<{wide + 9}}  -> {check.remedy}")
     missing = [check.name for check in result.checks if check.state == "missing"]
     lines.append("")
+    what = "the demo can" if result.recipe is None else f"{result.recipe} can"
     if missing:
-        lines.append(f"the demo cannot run here; missing: {', '.join(missing)}")
+        lines.append(f"{what}not run here; missing: {', '.join(missing)}")
     else:
-        lines.append(f"the demo can run here: overproof distill {DEMO_RECIPE}")
+        lines.append(f"{what} run here: overproof distill {result.recipe or DEMO_RECIPE}")
     return "\n".join(lines)
 
 
