@@ -28,7 +28,7 @@ from overproof.core import config as recipes  # noqa: E402
 from overproof.core.check import Check  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import note  # noqa: E402
-from overproof.core.errors import OverproofError, UsageError  # noqa: E402
+from overproof.core.errors import OverproofError, StageError, UsageError  # noqa: E402
 from overproof.data import records  # noqa: E402
 from overproof.data.read import open_source  # noqa: E402
 from overproof.policy import obligations  # noqa: E402
@@ -158,13 +158,12 @@ def look(teacher: local.Teacher, prompts: Sequence[str], recipe: Recipe) -> Seen
     )
     bos = teacher.tokenizer.bos_token_id
     plain = teacher.prompt_ids(prompts[0], None)
-    named = teacher.prompt_ids(prompts[0], SYSTEM)
     return Seen(
         rows=teacher.model.get_input_embeddings().weight.shape[0],
         highest=max(teacher.tokenizer.get_vocab().values()),
         changed=tuple((text, back) for text in PROBES if (back := _back(teacher, text)) != text),
         doubled=bos is not None and plain[:2] == [bos, bos],
-        system=SYSTEM in teacher.tokenizer.decode(named),
+        system=_shows_system(teacher, prompts[0]),
         invites=_opens_a_turn(teacher, prompts[0]),
         ended=sum(answer.tokens[-1] in teacher.stop_ids for _, answer in drawn),
         answers=len(drawn),
@@ -181,6 +180,13 @@ def look(teacher: local.Teacher, prompts: Sequence[str], recipe: Recipe) -> Seen
 def _back(teacher: local.Teacher, text: str) -> str:
     ids = teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
     return str(teacher.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _shows_system(teacher: local.Teacher, prompt: str) -> bool:
+    try:
+        return SYSTEM in teacher.tokenizer.decode(teacher.prompt_ids(prompt, SYSTEM))
+    except StageError:
+        return False
 
 
 def _opens_a_turn(teacher: local.Teacher, prompt: str) -> bool:

@@ -247,3 +247,21 @@ def test_drawn_tokens_are_used_by_forward_kl_alone() -> None:
         torch.testing.assert_close(with_draws[0], without[0])
         same = torch.allclose(with_draws[1], without[1])
         assert same == (name not in {"forward-kl", "alpha-beta-1-0"})
+
+
+@every
+def test_where_one_token_has_all_the_mass_it_is_cross_entropy(name: str) -> None:
+    """Inside a spelling; the logarithm of nothing would be whatever the least number is."""
+    student, _ = case(5, 1.0, 6, 20)
+    targets = torch.arange(6)
+    wanted = torch.nn.functional.cross_entropy(student, targets, reduction="none")
+    nothing = torch.zeros(6, 4).double()
+    head = torch.zeros(20, 4).double()
+    for target in (
+        losses.one_hot(targets),
+        Dense(nothing, head, torch.arange(20), 20, next_N=targets),
+    ):
+        loss, grad = divergence_of(student, target, divergence(FAMILY[name][0]))
+        torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-9)
+        ones = torch.nn.functional.one_hot(targets, 20)
+        torch.testing.assert_close(grad, student.softmax(-1) - ones, rtol=1e-6, atol=1e-9)

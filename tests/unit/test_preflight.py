@@ -12,7 +12,7 @@ import tiny_teacher as tiny
 
 from overproof import doctor, preflight
 from overproof.core.config import Recipe, find_recipe, load_recipe
-from overproof.core.errors import PolicyError, UsageError
+from overproof.core.errors import PolicyError, StageError, UsageError
 from overproof.preflight import Seen, first_prompts, judge, look
 
 GOOD = Seen(
@@ -91,6 +91,16 @@ def test_a_template_without_system_and_turn_is_seen() -> None:
     seen = look(teacher, PROMPTS, recipe())
     assert not seen.system
     assert not seen.invites
+
+
+def test_a_template_that_refuses_a_system_message_is_a_warning() -> None:
+    teacher = tiny.teacher()
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}"
+    teacher.tokenizer.chat_template = refusal + tiny.TEMPLATE
+    assert not look(teacher, PROMPTS, recipe("teacher.system=null")).system
+    with pytest.raises(StageError, match="refuses the conversation") as caught:
+        look(teacher, PROMPTS, recipe())
+    assert "leave teacher.system out" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("made_small", ["{kind: jsd}", "{kind: reverse-kl}"])

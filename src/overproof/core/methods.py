@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from overproof.core.section import Positive, Section
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+LEAST_POWER = 0.01
 Power = Annotated[float, Field(ge=0.0, le=4.0)]
 
 
@@ -22,7 +23,9 @@ class _Signals(Section):
     )
     temperature: float = Field(
         1.0,
-        gt=0.0,
+        ge=0.05,
+        le=100.0,
+        allow_inf_nan=False,
         description="of the kept distributions and of the student's while it learns from them; the "
         "loss is multiplied by its square",
     )
@@ -106,6 +109,9 @@ class AlphaBeta(Section):
     def _not_both_zero(self) -> Self:
         if not self.alpha + self.beta:
             raise ValueError("alpha and beta are both 0; one must be above")
+        # Between, the limit's formula is not used yet and the general one has lost its digits.
+        if any(0 < power < LEAST_POWER for power in (self.alpha, self.beta)):
+            raise ValueError(f"alpha and beta are 0, or {LEAST_POWER} at least")
         return self
 
 

@@ -26,7 +26,7 @@ LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enoug
 def student(
     start: Artifact, samples: Artifact, signals: Artifact, recipe: Recipe, store: Path
 ) -> Artifact:
-    """The stage `student`: forward KL from the cached signals."""
+    """The stage `student`: the recipe's divergence from the cached signals."""
     inputs = {"initial": start, "samples": samples, "signals": signals}
     return _arm("student", inputs, recipe, store)
 
@@ -38,6 +38,7 @@ def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> 
 
 def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) -> Artifact:
     config = recipe.train if "signals" in inputs else plain(recipe.train)
+    key = {"train": config.model_dump(exclude={"control"}), "seed": recipe.seed}
 
     def make(work: Work) -> Json:
         answers = read(inputs["samples"])
@@ -72,7 +73,7 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
         work.measured["tokens_per_second"] = round(
             steps_per_second * done.tokens / recipe.train.steps, 1
         )
-        head = _write_log(work.folder / steplog.FILE, data, config, recipe.seed, done)
+        head = _write_log(work.folder / steplog.FILE, data, config, key, done)
         first.save_model(start.model.to(torch.bfloat16), work.folder, recipe.sample)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if (inputs["initial"].path / name).is_file():
@@ -85,14 +86,13 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
             "step_log": head,
         }
 
-    key = {"train": config.model_dump(exclude={"control"}), "seed": recipe.seed}
     return build(store, kind, inputs=inputs, config=key, make=make, layer="student")
 
 
-def _write_log(path: Path, data: TrainSet, config: TrainConfig, seed: int, done: Trained) -> str:
+def _write_log(path: Path, data: TrainSet, config: TrainConfig, key: Json, done: Trained) -> str:
     lines = steplog.lines(
-        {"seed": seed, "train": config.model_dump(), "workers": done.workers},
-        record_keys(data, config, seed),
+        {**key, "workers": done.workers},
+        record_keys(data, config, key["seed"]),
         done.losses,
         [rate(config, step) for step in range(config.steps)],
         done.weights,

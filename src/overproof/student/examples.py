@@ -117,7 +117,7 @@ class TrainSet:
             source: positions, as in `Packed.source_RT`; negative ones belong to none.
         """
         which = np.searchsorted(np.cumsum(self.lengths), source[source >= 0], side="right")
-        return [key.decode() for key in self.keys[np.unique(which)].tolist()]
+        return [key.decode() for key in dict.fromkeys(self.keys[np.unique(which)].tolist())]
 
 
 def build_train_set(

@@ -45,12 +45,14 @@ class Calibration:
         batch: packed sequences in the teacher's tokens.
         picked: which places have a target, (R, T).
         ids_PK, probs_PK: the teacher's own distribution there.
+        temperature: of that.
     """
 
     batch: Packed
     picked: Tensor
     ids_PK: Tensor
     probs_PK: Tensor
+    temperature: float = 1.0
 
 
 def trials(total: int, config: StudentConfig) -> int:
@@ -177,6 +179,8 @@ def divergence(teacher: Any, hidden_RTD: Tensor, calibration: Calibration) -> fl
         calibration.probs_PK.split(ROWS),
         strict=True,
     ):
-        loss_P, _ = divergence_of(rows[0].float(), Sparse.of(rows[1], rows[2]))
+        loss_P, _ = divergence_of(
+            rows[0].float() / calibration.temperature, Sparse.of(rows[1], rows[2])
+        )
         total += float(loss_P.double().sum())
     return total / len(logits_PU)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: 
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.kept import Spread  # noqa: E402
+from overproof.teacher.kept import Spread, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.signals import answer_rows, target_mask  # noqa: E402
 
@@ -68,6 +68,7 @@ def make(
     signals: Iterable[Spread],
     config: StudentConfig,
     length: int,
+    temperature: float = 1.0,
 ) -> Initial:
     """Shape the student from the teacher.
 
@@ -78,6 +79,7 @@ def make(
     Args:
         examples, signals: the teacher's training answers and its distributions there.
         length: tokens a packed sequence.
+        temperature: of those distributions.
     """
     # 1.
     mass = _mass(teacher, prefix, examples, signals)
@@ -87,6 +89,7 @@ def make(
     # 2.
     half = teacher.half
     calibration = _calibration(prefix, examples, signals, config.calibration_tokens, length)
+    calibration = replace(calibration, temperature=temperature)
     trials = importance.trials(len(half.model.layers), config)
     with meter("measuring layers", trials, "layers") as progress:
         kept, removals = importance.choose_layers(half, config, calibration, progress)
@@ -135,6 +138,7 @@ def initial(
             SignalCache(signals.path, made_of(samples, recipe), only),
             recipe.student,
             recipe.train.sequence_length,
+            spread_temperature(recipe.signals),
         )
         save(made, teacher, work.folder)
         return made.facts

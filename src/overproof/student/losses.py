@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overproof.student.divergences import FORWARD_KL, Classes, Divergence
+from overproof.student.divergences import FORWARD_KL, Classes, Divergence, Part
 
 CHUNK_POSITIONS = 512  # of one matrix product; its logits are held in the type of the product
 CACHE_BYTES = 1 << 20  # of fp32 logits worked on at a time: seven passes, all in the L2 cache
@@ -99,8 +99,10 @@ class Sparse(NamedTuple):
         tail_p_P = (1.0 - probs_PK.sum(-1)).clamp_min(0.0)
         if not draws:  # where every token is kept, what rounding leaves of 1 is no tail
             tail_p_P *= kept_PK.sum(-1) < logits_PV.shape[-1]
-        kept = divergence.parts(Classes.of(probs_PK, own_PK - sum_P.log().unsqueeze(-1)))
-        tail = divergence.parts(Classes.of(tail_p_P, tail_q_P.log()))
+        alone_P = probs_PK.amax(-1) >= 1.0
+        own = Classes.of(probs_PK, own_PK - sum_P.log().unsqueeze(-1))
+        kept = _parts(own, divergence, alone_P.unsqueeze(-1))
+        tail = _parts(Classes.of(tail_p_P, tail_q_P.log()), divergence, alone_P)
         slope_PK = torch.where(kept_PK, kept.slope_K, 0.0)
         # d/dz of a token: its slope less its q times the sum of all slopes; the bucket's slope is
         # spread over its tokens by their q, or, what the teacher has of it, over the drawn ones.
@@ -158,15 +160,35 @@ class DenseChunk(NamedTuple):
         )
         if self.next_C is not None:
             next_P = self.next_C[which]
-            alone_P = next_P >= 0
-            p_PV[alone_P] = F.one_hot(next_P[alone_P], p_PV.shape[-1]).to(p_PV.dtype)
-        part = divergence.parts(Classes.of(p_PV, torch.log_softmax(logits_PV, -1)))
+            there_P = next_P >= 0
+            p_PV[there_P] = F.one_hot(next_P[there_P], p_PV.shape[-1]).to(p_PV.dtype)
+        alone_P1 = p_PV.amax(-1, keepdim=True) >= 1.0
+        part = _parts(Classes.of(p_PV, torch.log_softmax(logits_PV, -1)), divergence, alone_P1)
         q_PV = torch.softmax(logits_PV, -1)
         torch.addcmul(
             part.slope_K, q_PV, part.slope_K.sum(-1, keepdim=True), value=-1.0, out=logits_PV
         )
         logits_PV.mul_(weight_P.unsqueeze(-1))
         return part.term_K.sum(-1)
+
+
+def _parts(classes: Classes, divergence: Divergence, alone: Tensor) -> Part:
+    """What each class adds; forward KL where one token has all the teacher's mass.
+
+    There, as inside a spelling, the others have none, and a divergence that takes their logarithm
+    would be the logarithm of the least number, whatever that is.
+
+    Args:
+        alone: whether the position is such a one; as `classes`, or with one column.
+    """
+    part = divergence.parts(classes)
+    if divergence is FORWARD_KL or not bool(alone.any()):
+        return part
+    plain = FORWARD_KL.parts(classes)
+    return Part(
+        torch.where(alone, plain.term_K, part.term_K),
+        torch.where(alone, plain.slope_K, part.slope_K),
+    )
 
 
 def divergence_of(

@@ -3,6 +3,9 @@
 Each line holds what went into a step and what came out of it, and the SHA-256 of itself and the
 line before, so that no step can be changed, left out or put in without every later line changing.
 The head, the hash of the last line, stands in the stage's manifest, which is signed.
+
+The records of a step stand there as the digest of their keys: who has the data set can hold it
+against them, and who has only the log learns of no record.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ def lines(
     """
     yield {"format": FORMAT, **header}
     for step, (loss, rate) in enumerate(zip(losses, rates, strict=True)):
-        line: Json = {"step": step, "records": list(next(records)), "loss": loss, "rate": rate}
+        keys = sha256_json(list(next(records)))
+        line: Json = {"step": step, "records": keys, "loss": loss, "rate": rate}
         yield line | ({"weights": weights[step]} if step in weights else {})
     yield {"step": len(losses), "weights": weights[len(losses)]}
 
@@ -59,20 +63,27 @@ def read(path: Path, head: str | None = None) -> list[Json]:
         head: what the last hash must be; None: any.
 
     Raises:
-        TrustError: a line is not what was written, or lines are missing; the message says which.
+        TrustError: there is no log, a line is not what was written, or lines are missing; the
+            message says which.
     """
+    if not path.is_file():
+        raise TrustError(f"no log at {path}", hint="it stands in the folder of the stage `student`")
     chain, found = START, list[Json]()
     with path.open(encoding="utf-8", errors="replace") as stream:
         for number, text in enumerate(stream, start=1):
             line = _line(text)
-            if line is None or line.pop("chain", None) != (chain := _link(chain, line)):
+            if (
+                line is None
+                or line.pop("chain", None) != (chain := _link(chain, line))
+                or (number == 1 and line.get("format") != FORMAT)
+            ):
                 raise TrustError(
                     f"{path} is not the log that was written",
                     details=[f"line {number} does not follow from the lines before it"],
                     hint="fetch the file again",
                 )
             found.append(line)
-    if head is not None and chain != head:
+    if not found or (head is not None and chain != head):
         raise TrustError(
             f"{path} ends elsewhere than its manifest says",
             details=[f"got {chain}, wanted {head}"],
@@ -85,9 +96,13 @@ def _link(before: str, line: Json) -> str:
     return sha256_json({"before": before, "line": line})
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(name)
+
+
 def _line(text: str) -> dict[str, Any] | None:
     try:
-        line = json.loads(text)
+        line = json.loads(text, parse_constant=_no_number)
     except ValueError:
         return None
     return line if isinstance(line, dict) else None

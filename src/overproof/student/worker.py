@@ -100,7 +100,7 @@ class Worker:
             compute=self.model.dtype,
         )
         if not bool(torch.isfinite(loss.detach())):
-            raise self._diverged(step, hidden_RTD.detach(), place, source)
+            raise self._diverged(step, hidden_RTD.detach(), place[weight > 0], source[weight > 0])
         loss.backward()
         self.shared.loss[self.rank] = loss.detach().double()
 
@@ -113,6 +113,7 @@ class Worker:
         for at in range(0, len(source), PLACES):
             few = slice(at, at + PLACES)
             logits = (states_ND[few] @ self.model.lm_head.weight.detach().T).float()
+            logits /= self.data.temperature
             target = self.data.targets.at(source[few])
             found, _ = divergence_of(logits, target, divergence(self.config.divergence))
             wrong.append(source[few][~torch.isfinite(found).numpy()])
@@ -121,8 +122,8 @@ class Worker:
             f"training diverged at step {step}: the loss is not finite",
             details=[f"record {key}" for key in records[:SHOWN]]
             + [f"and {len(records) - SHOWN} more"] * (len(records) > SHOWN),
-            hint="look at these records' answers; or lower train.learning_rate, and run the same "
-            "command again: the last checkpoint is kept",
+            hint="look at these records' answers, or lower train.learning_rate: training then "
+            "begins anew, from the same answers and signals",
         )
 
     def gather(self) -> None:

@@ -15,6 +15,7 @@ from overproof.core import device
 
 device.prepare()
 
+import jinja2  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
@@ -108,13 +109,29 @@ class Teacher:
         return byte_level(getattr(self.tokenizer, "backend_tokenizer", self.tokenizer))
 
     def prompt_ids(self, prompt: str, system: str | None) -> list[int]:
-        """Token ids of a conversation up to where the assistant speaks; the same every day."""
+        """Token ids of a conversation up to where the assistant speaks; the same every day.
+
+        Raises:
+            StageError: the chat template refuses it.
+        """
         turns = [{"role": "user", "content": prompt}]
         if system:
             turns.insert(0, {"role": "system", "content": system})
-        ids = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=False, chat_template=self.chat_template
-        )
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                turns,
+                add_generation_prompt=True,
+                return_dict=False,
+                chat_template=self.chat_template,
+            )
+        except jinja2.TemplateError as error:
+            raise StageError(
+                f"the chat template of teacher {self.name} refuses the conversation",
+                details=[str(error)],
+                hint="many templates know no system message: leave teacher.system out"
+                if system
+                else "use the model's own chat template",
+            ) from error
         return [int(token) for token in ids]
 
     @property

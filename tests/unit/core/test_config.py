@@ -86,6 +86,17 @@ def test_an_unknown_key_names_the_nearest(
         (("train", "steps"), "many", "train.steps: got 'many'"),
         (("sample", "top_p"), 1.5, "sample.top_p: got 1.5"),
         (("train", "divergence"), {"kind": "jsd", "beta": 1}, "train.divergence.beta: got 1"),
+        (
+            ("train", "divergence"),
+            {"kind": "alpha-beta", "alpha": 1e-9, "beta": 1},
+            "0, or 0.01 at least",
+        ),
+        (("signals",), {"kind": "exact", "temperature": 1e-40}, "signals.temperature: got 1e-40"),
+        (
+            ("signals",),
+            {"kind": "sampled", "temperature": float("inf")},
+            "signals.temperature: got inf",
+        ),
         (("train", "divergence"), {"kind": "js"}, "does not match any of the expected tags"),
         (("train", "divergence"), {"kind": "alpha-beta", "alpha": 0, "beta": 0}, "both 0"),
         (("name",), "No Spaces", "name: got 'No Spaces'"),

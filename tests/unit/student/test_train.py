@@ -191,6 +191,7 @@ def test_a_loss_that_is_no_number_stops_with_the_record_and_keeps_the_checkpoint
     np.save(tmp_path / "set/probs_NK.npy", probs)
     with pytest.raises(StageError, match=r"diverged at step \d+: the loss is not finite") as caught:
         run(tmp_path / "set", tmp_path / "run", steps=80)
+    # Not the first record of the set, which filler points to.
     assert caught.value.details == (f"record {tiny.examples(51)[50].key}",)
     before = {path.name for path in (tmp_path / "run").iterdir()}
     assert all(name.startswith("step-") for name in before)

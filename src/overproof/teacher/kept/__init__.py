@@ -18,6 +18,7 @@ __all__ = [
     "TopK",
     "exact",
     "kept_of",
+    "spread_temperature",
 ]
 
 
@@ -31,3 +32,8 @@ def kept_of(config: methods.Signals) -> Kept:
             return TopK(top, drawn, prompts=prompts, temperature=temperature)
         case methods.Exact():
             return States(prompts=prompts, temperature=temperature)
+
+
+def spread_temperature(config: methods.Signals) -> float:
+    """Of the distributions that a cache's spreads are; hidden states give them at 1."""
+    return 1.0 if isinstance(config, methods.Exact) else config.temperature
