@@ -165,7 +165,7 @@ def _teacher(machine: Machine) -> Check:
     error = machine.teacher
     if error is None:
         return Check("teacher", "ok", f"{DEMO_TEACHER}, digest as pinned")
-    return Check("teacher", "missing", "; ".join([error.what, *error.details]), error.hint)
+    return Check.failed("teacher", error)
 
 
 def _engine(machine: Machine) -> Check:

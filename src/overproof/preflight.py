@@ -25,7 +25,7 @@ device.prepare()
 import torch  # noqa: E402
 
 from overproof.core import config as recipes  # noqa: E402
-from overproof.core.check import Check  # noqa: E402
+from overproof.core.check import Check, State  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import note  # noqa: E402
 from overproof.core.errors import OverproofError, StageError, UsageError  # noqa: E402
@@ -40,11 +40,10 @@ from overproof.teacher.answers import shared_prefix  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.kept import TopK  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
-from overproof.teacher.sample import Sampler  # noqa: E402
+from overproof.teacher.sample import Sampler, places_for  # noqa: E402
 from overproof.teacher.signals import shard_signals  # noqa: E402
 
 PROMPTS = 8  # answered; a prefill group
-PLACES = 32  # attention looks at a multiple of this
 PROBES = (
     "Where is my parcel?", "0 1 12 123 1234 3.14 1,000", "naïve café, Zürich, Łódź",
     "日本語のテキスト", "😀 👩‍👩‍👧", "  two  spaces\n\ttab", "<|not_a_token|>",
@@ -125,11 +124,11 @@ def first_prompts(path: Path, recipe: Recipe) -> list[str]:
         if isinstance(line.value, OverproofError):
             continue
         try:
-            messages = records.parse(line.value).messages
+            prompt = records.lone_prompt(records.parse(line.value).messages)
         except OverproofError:
             continue  # certifying tells what is wrong with it
-        if messages and len(messages) == 1 and messages[0].role == "user":
-            found.append(messages[0].content)
+        if prompt is not None:
+            found.append(prompt)
         if len(found) == PROMPTS:
             break
     if not found:
@@ -151,7 +150,7 @@ def look(teacher: local.Teacher, prompts: Sequence[str], recipe: Recipe) -> Seen
         for number, own in enumerate(ids)
     ]
     drawing = replace(Drawing.of(recipe.sample, teacher.stop_ids, kept), slots=PROMPTS)
-    places = -(-(longest + PLACES + recipe.sample.max_new_tokens) // PLACES) * PLACES
+    places = places_for(prefix, requests, drawing)
     drawn = list(Sampler(teacher.half, prefix, drawing, places).draw(requests))
     uniform, expected, itself, start = _losses(
         teacher, ids, divergence(recipe.train.divergence), recipe.signals.temperature
@@ -324,10 +323,8 @@ def judge(seen: Seen) -> tuple[Check, ...]:
     )
 
 
-def _check(name: str, good: bool, detail: str, remedy: str, otherwise: str = "missing") -> Check:
-    if good:
-        return Check(name, "ok", detail)
-    return Check(name, "warning" if otherwise == "warning" else "missing", detail, remedy)
+def _check(name: str, good: bool, detail: str, remedy: str, bad: State = "missing") -> Check:
+    return Check(name, "ok", detail) if good else Check(name, bad, detail, remedy)
 
 
 def _attempt(name: str, demand: Callable[[], None]) -> Check:
@@ -335,5 +332,5 @@ def _attempt(name: str, demand: Callable[[], None]) -> Check:
     try:
         demand()
     except OverproofError as error:
-        return Check(name, "missing", "; ".join([error.what, *error.details]), error.hint)
+        return Check.failed(name, error)
     return Check(name, "ok", "can be cut from this teacher")

@@ -82,6 +82,17 @@ def case(seed: int, scale: float, rows: int, tokens: int) -> tuple[Tensor, Tenso
     return student, torch.randn(rows, tokens, dtype=torch.float64, generator=make) * scale
 
 
+def truncated(
+    seed: int, scale: float, data: st.DataObject
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of both, and any number of the teacher's likeliest tokens, all of them too."""
+    tokens = data.draw(st.integers(2, 40))
+    kept = data.draw(st.integers(1, tokens))
+    student, teacher = case(seed, scale, 5, tokens)
+    probs, ids = teacher.softmax(-1).topk(kept, -1)
+    return student, teacher, ids, probs
+
+
 def classes(logits: Tensor, ids: Tensor) -> Tensor:
     """Probabilities of the kept tokens, and of all others together if there are any."""
     probs = logits.softmax(-1)
@@ -135,11 +146,8 @@ def test_in_single_precision_it_is_the_same_to_a_millionth(name: str) -> None:
 def test_no_rounding_and_no_truncation_makes_it_negative(
     name: str, seed: int, scale: float, data: st.DataObject
 ) -> None:
-    tokens = data.draw(st.integers(2, 40))
-    kept = data.draw(st.integers(1, tokens))
-    student, teacher = case(seed, scale, 5, tokens)
+    student, teacher, ids, probs = truncated(seed, scale, data)
     nearly = teacher + 1e-7 * student
-    probs, ids = teacher.softmax(-1).topk(kept, -1)
     for logits in (student, teacher, nearly):
         for dtype in (torch.float32, torch.float64):
             target = Sparse.of(ids, probs.to(dtype))
@@ -155,10 +163,7 @@ def test_no_rounding_and_no_truncation_makes_it_negative(
 def test_it_is_zero_where_student_and_teacher_agree(
     name: str, seed: int, scale: float, data: st.DataObject
 ) -> None:
-    tokens = data.draw(st.integers(2, 40))
-    kept = data.draw(st.integers(1, tokens))
-    _, teacher = case(seed, scale, 5, tokens)
-    probs, ids = teacher.softmax(-1).topk(kept, -1)
+    _, teacher, ids, probs = truncated(seed, scale, data)
     loss, grad = divergence_of(teacher, Sparse.of(ids, probs), divergence(FAMILY[name][0]))
     torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-9)
     torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-7)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from overproof.core.errors import OverproofError
+
 State = Literal["ok", "warning", "missing"]
 
 
@@ -20,3 +22,8 @@ class Check:
     state: State
     detail: str
     remedy: str | None = None
+
+    @staticmethod
+    def failed(name: str, error: OverproofError) -> Check:
+        """What an error says, in one line."""
+        return Check(name, "missing", "; ".join([error.what, *error.details]), error.hint)

@@ -70,6 +70,13 @@ class Record:
         return [(f"messages[{i}].content", m.content) for i, m in enumerate(self.messages)]
 
 
+def lone_prompt(messages: Sequence[Message] | None) -> str | None:
+    """The text of a conversation that is one turn of a user; None if it is anything else."""
+    if messages is None or len(messages) != 1 or messages[0].role != "user":
+        return None
+    return messages[0].content
+
+
 def normalise(text: str) -> str:
     """The text by which records are compared.
 

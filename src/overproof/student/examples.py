@@ -77,7 +77,6 @@ class TrainSet:
         lengths: tokens of each example.
         tokens_N: all examples' tokens, one after another.
         weight_N: 1 where there is a target, else 0.
-        temperatures: one number, the temperature of the distributions.
         targets: what the student should say at each position.
     """
 
@@ -86,7 +85,6 @@ class TrainSet:
     lengths: NDArray[np.int64]
     tokens_N: NDArray[np.int64]
     weight_N: NDArray[np.float32]
-    temperatures: NDArray[np.float64]
     targets: SparseTargets | StateTargets
 
     @classmethod
@@ -99,7 +97,7 @@ class TrainSet:
     @property
     def temperature(self) -> float:
         """Of the distributions."""
-        return float(self.temperatures[0])
+        return float(self.targets.temperature[0])
 
     @property
     def examples(self) -> list[list[int]]:
@@ -156,7 +154,7 @@ def build_train_set(
             "lengths": np.array([len(one.tokens) for one in respelled]),
             "tokens_N": tokens,
             "weight_N": (signalled | spelled).astype(np.float32),
-            "temperatures": np.array([temperature]),
+            "temperature": np.array([temperature]),
         }
         for name, array in small.items():
             np.save(array_file(part, name), array)

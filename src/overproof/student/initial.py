@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,9 @@ def make(
     )
     # 2.
     half = teacher.half
-    calibration = _calibration(prefix, examples, signals, config.calibration_tokens, length)
-    calibration = replace(calibration, temperature=temperature)
+    calibration = _calibration(
+        prefix, examples, signals, config.calibration_tokens, length, temperature
+    )
     trials = importance.trials(len(half.model.layers), config)
     with meter("measuring layers", trials, "layers") as progress:
         kept, removals = importance.choose_layers(half, config, calibration, progress)
@@ -261,6 +262,7 @@ def _calibration(
     signals: Iterable[Spread],
     tokens: int,
     length: int,
+    temperature: float = 1.0,
 ) -> importance.Calibration:
     few = _few(examples, tokens)
     batch = pack(prefix, [example.tokens for example in few], length)
@@ -275,4 +277,6 @@ def _calibration(
             break
     ids_NK = torch.cat([shard.ids_NK for shard in shards])
     probs_NK = torch.cat([shard.probs_NK for shard in shards])
-    return importance.Calibration(batch, torch.from_numpy(picked), ids_NK[number], probs_NK[number])
+    return importance.Calibration(
+        batch, torch.from_numpy(picked), ids_NK[number], probs_NK[number], temperature
+    )

@@ -163,11 +163,10 @@ class DenseChunk(NamedTuple):
             there_P = next_P >= 0
             p_PV[there_P] = F.one_hot(next_P[there_P], p_PV.shape[-1]).to(p_PV.dtype)
         alone_P1 = p_PV.amax(-1, keepdim=True) >= 1.0
-        part = _parts(Classes.of(p_PV, torch.log_softmax(logits_PV, -1)), divergence, alone_P1)
-        q_PV = torch.softmax(logits_PV, -1)
-        torch.addcmul(
-            part.slope_K, q_PV, part.slope_K.sum(-1, keepdim=True), value=-1.0, out=logits_PV
-        )
+        classes = Classes.of(p_PV, torch.log_softmax(logits_PV, -1))
+        part = _parts(classes, divergence, alone_P1)
+        slope_PV, slopes_P1 = part.slope_K, part.slope_K.sum(-1, keepdim=True)
+        torch.addcmul(slope_PV, classes.q_K, slopes_P1, value=-1.0, out=logits_PV)
         logits_PV.mul_(weight_P.unsqueeze(-1))
         return part.term_K.sum(-1)
 

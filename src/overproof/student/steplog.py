@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from overproof.core.artifact import Json
 from overproof.core.digest import sha256_json
 from overproof.core.errors import TrustError
+from overproof.data.read import parse_object
+from overproof.data.records import RecordError
 
 FILE = "steps.jsonl"
 FORMAT = "overproof-steps-1"
@@ -69,9 +70,9 @@ def read(path: Path, head: str | None = None) -> list[Json]:
     if not path.is_file():
         raise TrustError(f"no log at {path}", hint="it stands in the folder of the stage `student`")
     chain, found = START, list[Json]()
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for number, text in enumerate(stream, start=1):
-            line = _line(text)
+    with path.open("rb") as stream:
+        for number, data in enumerate(stream, start=1):
+            line = _line(data)
             if (
                 line is None
                 or line.pop("chain", None) != (chain := _link(chain, line))
@@ -96,13 +97,8 @@ def _link(before: str, line: Json) -> str:
     return sha256_json({"before": before, "line": line})
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(name)
-
-
-def _line(text: str) -> dict[str, Any] | None:
+def _line(data: bytes) -> Json | None:
     try:
-        line = json.loads(text, parse_constant=_no_number)
-    except ValueError:
+        return parse_object(data)
+    except RecordError:
         return None
-    return line if isinstance(line, dict) else None

@@ -40,11 +40,16 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class SparseTargets:
-    """Tokens with their probabilities, see `losses.Sparse`."""
+    """Tokens with their probabilities, see `losses.Sparse`.
+
+    Attributes:
+        temperature: of the distributions; one number.
+    """
 
     ids_NK: NDArray[np.int32]
     probs_NK: NDArray[np.float32]
     drawn_NR: NDArray[np.int32]
+    temperature: NDArray[np.float64]
 
     def at(self, which: NDArray[np.int64]) -> Target:
         """The target of some positions."""
@@ -136,7 +141,6 @@ def _write_states(
         "next_N": np.roll(tokens_N, -1).astype(np.int32),
         "student_ids_U": vocabulary.student_ids_U,
         "size": np.array([vocabulary.size]),
-        "temperature": np.array([signals.kept.temperature]),
         "head_UE": head.numpy(),
     }
     for name, array in small.items():

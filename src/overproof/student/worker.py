@@ -64,6 +64,7 @@ class Worker:
     ) -> None:
         self.rank, self.workers, self.shared = rank, workers, shared
         self.config, self.data = config, data
+        self.divergence = divergence(config.divergence)
         self.model = shared.compute
         grads = shared.grads[rank]
         for name, parameter in self.model.named_parameters():
@@ -79,7 +80,7 @@ class Worker:
             master.grad = torch.zeros_like(master)
         self.optimizers = optimizers(config, list(self.masters.items()))
 
-    def gradients(self, batch: Packed, step: int = 0) -> None:
+    def gradients(self, batch: Packed, step: int) -> None:
         """Forward and backward over this worker's rows; the loss is weighted by the whole step.
 
         Raises:
@@ -95,7 +96,7 @@ class Worker:
             self.model.lm_head.weight,
             self.data.targets.at(source),
             torch.from_numpy(weight) / total,
-            divergence=divergence(self.config.divergence),
+            divergence=self.divergence,
             temperature=self.data.temperature,
             compute=self.model.dtype,
         )
@@ -115,7 +116,7 @@ class Worker:
             logits = (states_ND[few] @ self.model.lm_head.weight.detach().T).float()
             logits /= self.data.temperature
             target = self.data.targets.at(source[few])
-            found, _ = divergence_of(logits, target, divergence(self.config.divergence))
+            found, _ = divergence_of(logits, target, self.divergence)
             wrong.append(source[few][~torch.isfinite(found).numpy()])
         records = self.data.records(np.concatenate(wrong)) or self.data.records(source)
         return StageError(

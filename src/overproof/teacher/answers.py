@@ -18,10 +18,11 @@ from overproof.core.console import meter
 from overproof.core.digest import pretty, sha256_bytes, sha256_file, sha256_json
 from overproof.core.errors import UsageError
 from overproof.data import dataset
+from overproof.data.records import lone_prompt
 from overproof.teacher.cache import SHARD_EXAMPLES, Binding, describe, shard_file, write_shard
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
-from overproof.teacher.kept import Kept, kept_of
+from overproof.teacher.kept import Kept, Signals, kept_of
 from overproof.teacher.local import Teacher
 from overproof.teacher.request import Drawing, Request
 from overproof.teacher.sample import draw_all
@@ -98,12 +99,8 @@ def sample(
             describe(work.folder, keep, binding, teacher.half.lm_head.weight)
         return facts
 
-    config = {
-        "sample": recipe.sample.model_dump(),
-        "system": recipe.teacher.system,
-        "seed": recipe.seed,
-        "signals": recipe.signals.model_dump() if kept else None,
-    }
+    signals = recipe.signals.model_dump() if kept else None
+    config = {**_sampler(recipe), "signals": signals}
     inputs: dict[str, Input] = {
         "teacher": resource,
         "terms": terms,
@@ -229,22 +226,26 @@ def _write_signals(folder: Path, said: Sequence[_Said], journal: Journal, kept: 
             kept.from_bytes(journal.signals(one.request.key), one.positions(kept))
             for one in said[start : start + SHARD_EXAMPLES]
         ]
-        write_shard(shard_file(folder, number), kept, type(parts[0]).joined(parts))
+        write_shard(shard_file(folder, number), kept, Signals.joined(parts))
 
 
-def _origin(teacher: Teacher, recipe: Recipe, corpus: Path) -> dict[str, str]:
-    """What a signal depends on, and every cache is bound to: names and digests."""
-    sampler = {
+def _sampler(recipe: Recipe) -> Json:
+    """What decides, beside teacher and prompts, which answers are drawn."""
+    return {
         "sample": recipe.sample.model_dump(),
         "system": recipe.teacher.system,
         "seed": recipe.seed,
     }
+
+
+def _origin(teacher: Teacher, recipe: Recipe, corpus: Path) -> dict[str, str]:
+    """What a signal depends on, and every cache is bound to: names and digests."""
     return {
         "teacher": teacher.resource.sha256,
         "tokenizer": sha256_json(teacher.tokenizer_state),
         "chat_template": sha256_bytes(teacher.chat_template.encode()),
         "corpus": sha256_file(corpus),
-        "sampler": sha256_json(sampler),
+        "sampler": sha256_json(_sampler(recipe)),
     }
 
 
@@ -279,14 +280,14 @@ def _prompts(records: Artifact, count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def _prompt(row: dataset.Row) -> str:
-    messages = row.record.messages
-    if messages is None or len(messages) != 1 or messages[0].role != "user":
+    prompt = lone_prompt(row.record.messages)
+    if prompt is None:
         raise UsageError(
             "the teacher can only answer records that are one prompt",
             details=[f"record {row.key} is something else"],
             hint="give records with a field `prompt`",
         )
-    return messages[0].content
+    return prompt
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -241,8 +241,14 @@ class _Live:
         return np.random.Generator(np.random.Philox(self.request.seed).jumped(number))
 
     def answer(self) -> Answer:
-        joined = type(self._signals[0]).joined(self._signals) if self._signals else None
+        joined = Signals.joined(self._signals) if self._signals else None
         return Answer(self.tokens, joined)
+
+
+def places_for(prefix: Sequence[int], requests: Sequence[Request], drawing: Drawing) -> int:
+    """Places of a slot that hold the longest prompt and answer."""
+    longest = max(len(request.ids) for request in requests)
+    return _rounded(len(prefix) + _rounded(longest, PREFILL_STEP) + drawing.max_new_tokens)
 
 
 def _rounded(places: int, step: int = PLACES_STEP) -> int:
@@ -283,8 +289,7 @@ def draw_all(
     # No more slots than a worker can fill; by all requests, so that a resume keeps its shapes.
     share = max(PREFILL_ROWS, math.ceil(len(requests) / device.cores()))
     drawing = replace(drawing, slots=min(drawing.slots, share))
-    longest = max(len(request.ids) for request in requests)
-    places = _rounded(len(prefix) + _rounded(longest, PREFILL_STEP) + drawing.max_new_tokens)
+    places = places_for(prefix, requests, drawing)
     # Sorted, so that each worker gets the same mix of lengths and all end together.
     left.sort(key=lambda request: (len(request.ids), request.key))
     for key, tokens, signals in _spread(model, prefix, left, drawing, places):

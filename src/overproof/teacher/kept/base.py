@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+Kind = TypeVar("Kind", bound="Signals")
 ROWS = 16  # positions in fp32 at a time: 3 MB stay near the cache
 
 
@@ -65,9 +66,9 @@ class Signals(ABC):
         for mine, theirs in zip(self.arrays, other.arrays, strict=True):
             mine[which] = theirs
 
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """The positions of all parts, one after another; one part at least."""
+    @staticmethod
+    def joined(parts: Sequence[Kind]) -> Kind:
+        """The positions of all parts, which are of one kind, one after another; one at least."""
         columns = zip(*(part.arrays for part in parts), strict=True)
         return type(parts[0])(*map(torch.cat, columns))
 
@@ -120,10 +121,6 @@ class Kept(ABC):
 
     prompts: bool = False
     temperature: float = 1.0
-
-    def answers_only(self) -> Self:
-        """The same of the answers' positions alone."""
-        return replace(self, prompts=False)
 
     def within(self, _vocabulary: int) -> Self:
         """No more than there is."""
