@@ -163,9 +163,11 @@ def test_no_rounding_and_no_truncation_makes_it_negative(
 def test_it_is_zero_where_student_and_teacher_agree(
     name: str, seed: int, scale: float, data: st.DataObject
 ) -> None:
+    """As far as is known: the bucket's mass is a difference from one, right to 2e-16, and the
+    alpha-beta forms take its square root."""
     _, teacher, ids, probs = truncated(seed, scale, data)
     loss, grad = divergence_of(teacher, Sparse.of(ids, probs), divergence(FAMILY[name][0]))
-    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-9)
+    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-7)
     torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-7)
 
 
