@@ -45,17 +45,41 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def fields(schema: Any, node: Any, prefix: str) -> list[tuple[str, Any, bool]]:
-    """Dotted place, schema, and whether it must be given, of each field that holds a value."""
+def fields(
+    schema: Any, node: Any, prefix: str, known: dict[str, str] | None = None
+) -> list[tuple[str, Any, bool]]:
+    """Dotted place, schema, and whether it must be given, of each field that holds a value.
+
+    Args:
+        known: where each choice of kinds was listed, so that it is listed once.
+    """
+    known = {} if known is None else known
     found: list[tuple[str, Any, bool]] = []
     for name, field in node["properties"].items():
         if "$ref" in field:
-            found += fields(schema, _definition(schema, field), f"{prefix}{name}.")
+            found += fields(schema, _definition(schema, field), f"{prefix}{name}.", known)
         elif "oneOf" in field:
-            found += _kinds(schema, field, f"{prefix}{name}.")
+            listed = known.setdefault(str(field["oneOf"]), prefix + name)
+            own = _kinds(schema, field, f"{prefix}{name}.")
+            if listed != prefix + name:
+                meaning = f"as in `{listed}`, with the same fields"
+                own = [
+                    (place, {**kind, "description": meaning}, must) for place, kind, must in own
+                ][:1]
+            found += own
+        elif section := _optional(field):
+            node_of = _definition(schema, section)
+            meaning = node_of["description"][0].lower() + node_of["description"][1:].rstrip(".")
+            found.append((prefix + name, {**field, "description": meaning}, False))
+            found += fields(schema, node_of, f"{prefix}{name}.", known)
         else:
             found.append((prefix + name, field, name in node.get("required", [])))
     return found
+
+
+def _optional(field: Any) -> Any:
+    """A section that may be left out; None: the field is something else."""
+    return next((one for one in field.get("anyOf", []) if "$ref" in one), None)
 
 
 def _definition(schema: Any, field: Any) -> Any:
@@ -89,6 +113,8 @@ def _values(field: Any) -> str:
 
 
 def _kind(field: Any) -> str:
+    if "$ref" in field:
+        return "section"
     if "enum" in field or "const" in field:
         return ", ".join(_code(value) for value in field.get("enum", [field.get("const")]))
     if field.get("type") == "array":

@@ -101,7 +101,7 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     cached = signals.cache(load, samples, recipe, teacher, store)
     start = initial.initial(load, samples, cached, recipe, teacher, store)
     load.cache_clear()  # training has its signals; the teacher's memory is free meanwhile
-    student = arms.student(start, samples, cached, recipe, store)
+    student = arms.student(load, start, samples, cached, recipe, teacher, store)
     control = arms.control(start, samples, recipe, store) if recipe.train.control else None
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})

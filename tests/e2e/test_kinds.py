@@ -1,4 +1,4 @@
-"""The real command with another kind of signals and another divergence than the demo's."""
+"""The real command with other signals and another divergence than the demo's, and on-policy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 from test_pipeline import distill, overproof, verify
 
+from overproof.student import steplog
+
 pytestmark = pytest.mark.slow
 EXACT = (
     "signals={kind: exact, prompts: false, while_sampling: true}",
     "train.divergence={kind: jsd, beta: 0.3}",
+    "train.steps=8",
+    "train.on_policy={warm_start: 0.25, reuse: 2}",
     "train.control=false",
 )
 SAMPLED = ("signals={kind: sampled}", "train.divergence={kind: jsd}")
 
 
-def test_exact_signals_and_another_divergence(tmp_path: Path) -> None:
+def test_exact_signals_another_divergence_and_own_text(tmp_path: Path) -> None:
     assert overproof("keys", "new", "tester", "--dir", tmp_path / "keys").returncode == 0
     done = overproof(*distill(tmp_path / "out", tmp_path / "keys/tester.key", *EXACT))
     assert done.returncode == 0, done.stderr
@@ -28,6 +32,15 @@ def test_exact_signals_and_another_divergence(tmp_path: Path) -> None:
     page = (release / "report.html").read_text()
     assert "Its last hidden states at each position of its answers were cached" in page
     assert "the generalised Jensen-Shannon divergence (beta 0.3)" in page
+    assert "it learned from answers of its own to the same prompts" in page
+    log = steplog.read(release / "model" / steplog.FILE)
+    steps = len(log) - 2
+    own = [line["step"] for line in log if "said" in line]
+    assert steps == 8
+    assert own == [3, 5, 7]
+    assert all(0 < line["loss"] < 20 for line in log if line.get("step") in own)
+    student = json.loads((tmp_path / "out/stages/student/artifact.json").read_bytes())
+    assert "teacher" in student["inputs"]
     signals = tmp_path / "out/stages/signals"
     assert set(json.loads((signals / "signals.json").read_bytes())["made_of"]) == {
         "teacher", "tokenizer", "chat_template", "corpus", "sampler", "signals",

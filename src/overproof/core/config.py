@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from overproof.core.errors import UsageError
-from overproof.core.methods import Divergence, ForwardKl, Sampled, Signals
+from overproof.core.methods import Divergence, ForwardKl, OnPolicy, Sampled, Signals
 from overproof.core.section import Fraction, Positive, Section
 
 
@@ -80,6 +80,7 @@ class TrainConfig(Section):
 
     steps: Positive = Field(description="optimizer steps, of each arm")
     divergence: Divergence = ForwardKl()
+    on_policy: OnPolicy | None = None
     sequences: Positive = Field(8, description="packed sequences a step")
     sequence_length: Positive = Field(256, description="tokens a packed sequence")
     learning_rate: float = Field(4e-4, gt=0.0, description="after warm-up, before decay")
@@ -97,6 +98,24 @@ class TrainConfig(Section):
         100, description="steps between digests of the weights in the step log"
     )
     control: bool = Field(True, description="train the control arm too: cross-entropy, equal steps")
+
+    @model_validator(mode="after")
+    def _on_policy_is_seen(self) -> Self:
+        if self.on_policy and not self.own_steps:
+            raise ValueError(
+                f"on_policy has no step of its own among {self.steps}: lower its warm_start or "
+                "raise its fraction"
+            )
+        return self
+
+    def own_step(self, step: int) -> int | None:
+        """See `OnPolicy.number`; None also where nothing is on-policy."""
+        return self.on_policy.number(step, self.steps) if self.on_policy else None
+
+    @property
+    def own_steps(self) -> int:
+        """Steps that learn from what the student says."""
+        return sum(self.own_step(step) is not None for step in range(self.steps))
 
 
 class EvaluateConfig(Section):
@@ -221,12 +240,25 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(raw, dict):
         raise UsageError(f"{path} holds {type(raw).__name__}, wanted a mapping of sections")
+    return _validated(raw, overrides, str(path))
+
+
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Another recipe, as `--set` makes it of this one.
+
+    Raises:
+        UsageError: an unknown key, a wrong value.
+    """
+    return _validated(recipe.model_dump(mode="json"), overrides, recipe.name)
+
+
+def _validated(raw: dict[str, Any], overrides: Sequence[str], name: str) -> Recipe:
     for override in overrides:
         _apply(raw, override)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise _explain(error, path) from error
+        raise _explain(error, name) from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -236,7 +268,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override!r} has no value", hint="write it as section.field=value")
     node = raw
     for part in parts[:-1]:
-        node = node.setdefault(part, {})
+        if node.get(part) is None:  # a section that is left out
+            node[part] = {}
+        node = node[part]
         if not isinstance(node, dict):
             raise UsageError(f"--set {override!r}: {part!r} is no section")
     try:
@@ -245,7 +279,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override!r}: the value is not YAML") from error
 
 
-def _explain(error: ValidationError, path: Path) -> UsageError:
+def _explain(error: ValidationError, name: str) -> UsageError:
     lines, hint = [], None
     for row in error.errors():
         place, section = _follow(row["loc"])
@@ -254,12 +288,13 @@ def _explain(error: ValidationError, path: Path) -> UsageError:
             hint = hint or _nearest(str(row["loc"][-1]), section.model_fields)
         elif row["type"] == "missing":
             lines.append(f"{place}: missing")
-        elif not place:  # two sections that do not go together
-            lines.append(row["msg"].removeprefix("Value error, "))
+        elif row["type"] == "value_error":  # fields or sections that do not go together
+            message = row["msg"].removeprefix("Value error, ")
+            lines.append(f"{place}: {message}" if place else message)
         else:
             lines.append(f"{place}: got {row['input']!r}; {row['msg'][0].lower()}{row['msg'][1:]}")
     return UsageError(
-        f"recipe {path} is not valid",
+        f"recipe {name} is not valid",
         details=lines,
         hint=hint or "overproof distill --print-schema lists every key",
     )
@@ -278,15 +313,21 @@ def _follow(place: Iterable[str | int]) -> tuple[str, type[BaseModel]]:
             continue
         shown.append(part)
         field = model.model_fields.get(part)
-        found = field.annotation if field else None
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            model = found
+        sections = _sections(field.annotation) if field else []
         kinds = {
             get_args(one.model_fields["kind"].annotation)[0]: one
-            for one in get_args(found)
-            if isinstance(one, type) and issubclass(one, BaseModel)
+            for one in sections
+            if "kind" in one.model_fields
         }
+        if sections and not kinds:
+            (model,) = sections
     return ".".join(shown), model
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Those that a field may hold: one, one or none, or one of several kinds."""
+    options = get_args(annotation) or (annotation,)
+    return [one for one in options if isinstance(one, type) and issubclass(one, BaseModel)]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

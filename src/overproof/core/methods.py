@@ -1,15 +1,18 @@
-"""Sections of the recipe that name a method: what is kept of the teacher, what is made small."""
+"""Sections of the recipe that name a method: what is kept of the teacher, what is made small,
+and whose text is learned from."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from overproof.core.section import Positive, Section
+from overproof.core.section import Fraction, Positive, Section
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 LEAST_POWER = 0.01
+ALMOST = 1e-9  # so that a product like 0.29 * 100 is the whole number that it stands for
 Power = Annotated[float, Field(ge=0.0, le=4.0)]
 
 
@@ -118,3 +121,39 @@ class AlphaBeta(Section):
 Divergence = Annotated[
     ForwardKl | ReverseKl | Jsd | SkewKl | SkewReverseKl | AlphaBeta, Field(discriminator="kind")
 ]
+
+
+class OnPolicy(Section):
+    """Learning from what the student itself says, each token judged by the teacher."""
+
+    fraction: float = Field(
+        0.5,
+        gt=0.0,
+        le=1.0,
+        description="of the steps after the warm start; the others learn from the teacher's text",
+    )
+    warm_start: Fraction = Field(
+        0.5,
+        description="fraction of all steps that come first and learn from the teacher's text "
+        "alone: a student that cannot speak yet has nothing to be judged",
+    )
+    reuse: Positive = Field(
+        4,
+        description="on-policy steps that learn from one drawing; 1: each from a fresh one, "
+        "which takes longer",
+    )
+    temperature: float = Field(1.0, gt=0.0, description="of the student's draws")
+    top_p: Fraction = Field(1.0, description="draw from the tokens that reach this mass")
+    divergence: Divergence = ReverseKl(kind="reverse-kl")
+
+    def number(self, step: int, steps: int) -> int | None:
+        """Which on-policy step a step is, from 0; None: it learns from the teacher's text.
+
+        Args:
+            steps: of the whole training.
+        """
+        since = step - math.ceil(self.warm_start * steps - ALMOST)
+        if since < 0:
+            return None
+        before, after = (math.floor(self.fraction * n + ALMOST) for n in (since, since + 1))
+        return before if after > before else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overproof.core import methods
 from overproof.core.artifact import Json
-from overproof.core.config import Recipe
+from overproof.core.config import Recipe, TrainConfig
 
 
 def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
@@ -32,7 +32,21 @@ def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
         "layers that stay were refitted in closed form to bridge the gaps.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
         f"{train.sequence_length} tokens by {divergence(train.divergence)} over the cached "
-        f"distributions, with {train.optimizer} at a peak rate of {train.learning_rate:g}.{where}",
+        f"distributions, with {train.optimizer} at a peak rate of {train.learning_rate:g}.{where}"
+        f"{own_text(train)}",
+    )
+
+
+def own_text(train: TrainConfig) -> str:
+    """What it learned from its own answers, if it did."""
+    policy = train.on_policy
+    if policy is None:
+        return ""
+    return (
+        f" In {train.own_steps:,} of the steps, all after the first {policy.warm_start:.0%}, it "
+        "learned from answers of its own to the same prompts, drawn at temperature "
+        f"{policy.temperature:g} and used for {policy.reuse} steps, by "
+        f"{divergence(policy.divergence)} to the teacher's whole distribution at each token."
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from overproof.core import device, host
-from overproof.core.artifact import Artifact, Json, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe, TrainConfig
 from overproof.core.console import meter
 from overproof.core.methods import ForwardKl
@@ -16,50 +18,105 @@ from overproof.student import initial as first
 from overproof.student import steplog
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
+from overproof.student.rollouts import Judge
 from overproof.student.train import Trained, record_keys, train
-from overproof.teacher.answers import made_of, read
+from overproof.teacher.answers import Answers, made_of, read
 from overproof.teacher.cache import SignalCache
+from overproof.teacher.local import Teacher
 
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
 
 
 def student(
-    start: Artifact, samples: Artifact, signals: Artifact, recipe: Recipe, store: Path
+    load: Callable[[], Teacher],
+    start: Artifact,
+    samples: Artifact,
+    signals: Artifact,
+    recipe: Recipe,
+    resource: Resource,
+    store: Path,
 ) -> Artifact:
-    """The stage `student`: the recipe's divergence from the cached signals."""
-    inputs = {"initial": start, "samples": samples, "signals": signals}
-    return _arm("student", inputs, recipe, store)
+    """The stage `student`: the recipe's divergence from the cached signals.
+
+    Args:
+        load: loads the teacher, called only if it has to judge what the student says.
+    """
+    inputs: dict[str, Input] = {"initial": start, "samples": samples, "signals": signals}
+    if recipe.train.on_policy is None:
+        return _arm(_Arm("student", start, samples, recipe, signals), inputs, store)
+    return _arm(
+        _Arm("student", start, samples, recipe, signals, load),
+        {**inputs, "teacher": resource},
+        store,
+    )
 
 
 def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> Artifact:
     """The stage `control`: the same student and steps, cross-entropy on the teacher's text."""
-    return _arm("control", {"initial": start, "samples": samples}, recipe, store)
+    inputs: dict[str, Input] = {"initial": start, "samples": samples}
+    return _arm(_Arm("control", start, samples, recipe), inputs, store)
 
 
-def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) -> Artifact:
-    config = recipe.train if "signals" in inputs else plain(recipe.train)
-    key = {"train": config.model_dump(exclude={"control"}), "seed": recipe.seed}
+@dataclass(frozen=True)
+class _Arm:
+    """One training.
 
-    def make(work: Work) -> Json:
-        answers = read(inputs["samples"])
-        start = first.load(inputs["initial"].path)
+    Attributes:
+        signals: None: it learns from the text alone.
+        load: of the teacher that judges what the student says; None: none does.
+    """
+
+    kind: str
+    start: Artifact
+    samples: Artifact
+    recipe: Recipe
+    signals: Artifact | None = None
+    load: Callable[[], Teacher] | None = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """Its section of the recipe."""
+        return self.recipe.train if self.signals else plain(self.recipe.train)
+
+    @property
+    def key(self) -> Json:
+        """What the stage follows from, beside its inputs."""
+        return {"train": self.config.model_dump(exclude={"control"}), "seed": self.recipe.seed}
+
+    def data(self, folder: Path, answers: Answers, start: first.Initial) -> TrainSet:
+        """What it trains on."""
         signals = (
-            SignalCache(inputs["signals"].path, made_of(inputs["samples"], recipe))
-            if "signals" in inputs
+            SignalCache(self.signals.path, made_of(self.samples, self.recipe))
+            if self.signals
             else None
         )
-        examples = work.scratch("examples")
-        data = build_train_set(
-            examples,
+        return build_train_set(
+            folder,
             answers.prefix,
             answers.train,
             start.vocabulary,
             signals,
-            prompts=signals is not None and recipe.signals.prompts,
-            temperature=recipe.signals.temperature if signals else 1.0,
+            prompts=signals is not None and self.recipe.signals.prompts,
+            temperature=self.recipe.signals.temperature if signals else 1.0,
         )
+
+    def judge(self, answers: Answers, start: first.Initial) -> Judge | None:
+        """The teacher, where the student's own text is learned from."""
+        if self.load is None:
+            return None
+        return Judge.of(self.load(), start.vocabulary, answers.prefix, answers.train, self.recipe)
+
+
+def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
+    recipe, config = arm.recipe, arm.config
+
+    def make(work: Work) -> Json:
+        answers, start = read(arm.samples), first.load(arm.start.path)
+        examples = work.scratch("examples")
+        data = arm.data(examples, answers, start)
+        judge = arm.judge(answers, start)
         device.release_memory()  # the projection's temporaries, before the workers need room
-        with meter(f"training {kind}", recipe.train.steps, "steps") as progress:
+        with meter(f"training {arm.kind}", config.steps, "steps") as progress:
             done = train(
                 start.model,
                 examples,
@@ -67,39 +124,41 @@ def _arm(kind: str, inputs: dict[str, Artifact], recipe: Recipe, store: Path) ->
                 recipe.seed,
                 work.scratch("train"),
                 progress,
+                judge,
             )
             steps_per_second = progress.rate
         work.measured["machine"] = host.machine()
-        work.measured["tokens_per_second"] = round(
-            steps_per_second * done.tokens / recipe.train.steps, 1
-        )
-        head = _write_log(work.folder / steplog.FILE, data, config, key, done)
+        work.measured["tokens_per_second"] = round(steps_per_second * done.tokens / config.steps, 1)
+        asked = [key for key, _ in judge.prompts] if judge else []
+        head = _write_log(work.folder / steplog.FILE, data, asked, arm, done)
         first.save_model(start.model.to(torch.bfloat16), work.folder, recipe.sample)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            if (inputs["initial"].path / name).is_file():
-                shutil.copyfile(inputs["initial"].path / name, work.folder / name)
+            if (arm.start.path / name).is_file():
+                shutil.copyfile(arm.start.path / name, work.folder / name)
         return {
-            "steps": recipe.train.steps,
+            "steps": config.steps,
             "tokens": done.tokens,
             "workers": done.workers,
             "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
             "step_log": head,
         }
 
-    return build(store, kind, inputs=inputs, config=key, make=make, layer="student")
+    return build(store, arm.kind, inputs=inputs, config=arm.key, make=make, layer="student")
 
 
-def _write_log(path: Path, data: TrainSet, config: TrainConfig, key: Json, done: Trained) -> str:
+def _write_log(path: Path, data: TrainSet, asked: Sequence[str], arm: _Arm, done: Trained) -> str:
+    config = arm.config
     lines = steplog.lines(
-        {**key, "workers": done.workers},
-        record_keys(data, config, key["seed"]),
+        {**arm.key, "workers": done.workers},
+        record_keys(data, config, arm.recipe.seed, done.workers, asked),
         done.losses,
         [rate(config, step) for step in range(config.steps)],
         done.weights,
+        done.said,
     )
     return steplog.write(path, lines)
 
 
 def plain(config: TrainConfig) -> TrainConfig:
     """The same training by cross-entropy: forward KL to a distribution on one token."""
-    return config.model_copy(update={"divergence": ForwardKl()})
+    return config.model_copy(update={"divergence": ForwardKl(), "on_policy": None})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +119,27 @@ class TrainSet:
         return [key.decode() for key in dict.fromkeys(self.keys[np.unique(which)].tolist())]
 
 
+def lay(
+    prefix: Sequence[int], examples: Sequence[Example], respelled: Sequence[StudentExample]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    """Examples one after another.
+
+    Args:
+        prefix: of the student's tokens.
+
+    Returns:
+        the fields of a `TrainSet` but weights and targets; and which positions have a signal.
+    """
+    position = np.array([place for one in respelled for place in one.teacher_positions], np.int64)
+    laid = {
+        "prefix": np.array(prefix, np.int64),
+        "keys": np.array([example.key.encode() for example in examples]),
+        "lengths": np.array([len(one.tokens) for one in respelled], np.int64),
+        "tokens_N": np.array([token for one in respelled for token in one.tokens], np.int64),
+    }
+    return laid, position != NO_TARGET
+
+
 def build_train_set(
     folder: Path,
     prefix: Sequence[int],
@@ -144,20 +166,16 @@ def build_train_set(
         part = folder.with_name(f"{folder.name}.part")
         part.mkdir(parents=True, exist_ok=True)
         respelled = [respell(example, vocabulary, prompt=prompts) for example in examples]
-        tokens = np.array([token for one in respelled for token in one.tokens])
-        position = np.array([place for one in respelled for place in one.teacher_positions])
-        signalled = position != NO_TARGET
+        head = [piece for token in prefix for piece in vocabulary.pieces(token)]
+        laid, signalled = lay(head, examples, respelled)
         spelled = np.array([flag for one in respelled for flag in one.spelled])
         small = {
-            "prefix": np.array([piece for token in prefix for piece in vocabulary.pieces(token)]),
-            "keys": np.array([example.key.encode() for example in examples]),
-            "lengths": np.array([len(one.tokens) for one in respelled]),
-            "tokens_N": tokens,
+            **laid,
             "weight_N": (signalled | spelled).astype(np.float32),
             "temperature": np.array([temperature]),
         }
         for name, array in small.items():
             np.save(array_file(part, name), array)
-        write_targets(part, tokens, np.flatnonzero(signalled), vocabulary, signals)
+        write_targets(part, laid["tokens_N"], np.flatnonzero(signalled), vocabulary, signals)
         part.rename(folder)
     return TrainSet.map(folder)

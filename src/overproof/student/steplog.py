@@ -31,6 +31,7 @@ def lines(
     losses: Sequence[float],
     rates: Sequence[float],
     weights: Mapping[int, str],
+    said: Mapping[int, str],
 ) -> Iterator[Json]:
     """The lines of a log, without their hashes.
 
@@ -38,12 +39,14 @@ def lines(
         header: settings that the steps follow from.
         records: keys of the records of each step.
         weights: digests of the weights before some steps, and after the last.
+        said: digests of what the student said for the on-policy steps.
     """
     yield {"format": FORMAT, **header}
     for step, (loss, rate) in enumerate(zip(losses, rates, strict=True)):
         keys = sha256_json(list(next(records)))
         line: Json = {"step": step, "records": keys, "loss": loss, "rate": rate}
-        yield line | ({"weights": weights[step]} if step in weights else {})
+        some = {"weights": weights, "said": said}
+        yield line | {name: found[step] for name, found in some.items() if step in found}
     yield {"step": len(losses), "weights": weights[len(losses)]}
 
 

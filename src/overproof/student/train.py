@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from overproof.core import device
 
@@ -28,31 +28,84 @@ import torch  # noqa: E402
 
 from overproof.core.config import TrainConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
+from overproof.core.digest import sha256_bytes  # noqa: E402
 from overproof.core.disk import write_atomic  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.workers import CONTEXT, sharing, spread  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
+from overproof.student.rollouts import Judge, Shares, answers_a_step  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
 
 BARRIER_SECONDS = 600.0  # a step takes seconds; a worker that is this late is dead
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The end of a training run.
+class Step(NamedTuple):
+    """What is known of a step.
 
     Attributes:
-        losses: mean loss of each step, nats per position.
-        tokens: tokens that went through the student, padding left out.
-        workers: processes that shared the steps.
-        weights: digests of the fp32 weights before some steps and after the last, see `Flat`.
+        loss: mean, nats per position.
+        tokens: that went through the student, padding left out.
+        weights: digest of the fp32 weights before it, see `Flat`; None: not taken.
+        said: digest of what the student said for it; None: it learned from the teacher's text.
     """
 
-    losses: list[float]
+    loss: float
     tokens: int
+    weights: str | None = None
+    said: str | None = None
+
+
+@dataclass
+class Trained:
+    """A training run, as far as it has come.
+
+    Attributes:
+        workers: processes that share the steps.
+        losses: of each step. tokens: of all steps.
+        weights, said: digests of some steps, see `Step`; of the weights that after the last too.
+    """
+
     workers: int
-    weights: dict[int, str]
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    weights: dict[int, str] = field(default_factory=dict)
+    said: dict[int, str] = field(default_factory=dict)
+
+    def add(self, done: Step) -> None:
+        """One step more."""
+        number = len(self.losses)
+        if done.weights is not None:
+            self.weights[number] = done.weights
+        if done.said is not None:
+            self.said[number] = done.said
+        self.losses.append(done.loss)
+        self.tokens += done.tokens
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every worker is told.
+
+    Attributes:
+        examples: folder of the training set. folder: of the checkpoints.
+        judge: of what the student says, where the recipe is on-policy.
+    """
+
+    examples: Path
+    config: TrainConfig
+    seed: int
+    folder: Path
+    workers: int
+    judge: Judge | None = None
+
+    def shares(self, data: TrainSet) -> Shares | None:
+        """Who asks the student what."""
+        policy = self.config.on_policy
+        if policy is None or self.judge is None:
+            return None
+        each = answers_a_step(data, self.config, self.workers)
+        return Shares(len(self.judge.prompts), each, self.workers, policy.reuse, self.seed)
 
 
 def train(
@@ -62,6 +115,7 @@ def train(
     seed: int,
     folder: Path,
     meter: Meter,
+    judge: Judge | None = None,
 ) -> Trained:
     """Train `student` in place.
 
@@ -73,6 +127,7 @@ def train(
         examples: folder of the training set, see `build_train_set`.
         folder: scratch that outlives a kill, made if need be; holds the checkpoints.
         meter: counts steps.
+        judge: where the recipe is on-policy.
 
     Raises:
         UsageError: more sequences a step than there are, or an example longer than a sequence.
@@ -86,48 +141,54 @@ def train(
     dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
     with sharing():
         shared = Shared(student, workers, dtype)
+        if judge:
+            judge.model.share_memory()
     done = _last_checkpoint(folder, workers)
     start = len(done.losses)
     meter.skip(start)
     # 2.
-    for loss, count, weights in _run_workers(
-        shared, examples, config, seed, folder, workers, start
-    ):
-        done.add(loss, count, weights)
-        meter.advance(1, f"{loss:.3f} nats per token")
+    task = Task(examples, config, seed, folder, workers, judge)
+    for step in _run_workers(shared, task, start):
+        done.add(step)
+        own = "" if step.said is None else ", own text"
+        meter.advance(1, f"{step.loss:.3f} nats per token{own}")
     # 3.
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             parameter.copy_(shared.master.view(name))
     done.weights[len(done.losses)] = shared.master.sha256()
-    return Trained(done.losses, done.tokens, workers, done.weights)
+    return done
 
 
-def record_keys(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[list[str]]:
-    """Keys of the records of each step, for ever."""
-    for batch in batches(data, config, seed):
-        yield data.records(batch.source_RT)
+def record_keys(
+    data: TrainSet, config: TrainConfig, seed: int, workers: int, prompts: Sequence[str] = ()
+) -> Iterator[list[str]]:
+    """Keys of the records of each step.
+
+    Args:
+        prompts: keys of what the student is asked, where the recipe is on-policy.
+    """
+    shares = None
+    if config.on_policy:
+        each = answers_a_step(data, config, workers)
+        shares = Shares(len(prompts), each, workers, config.on_policy.reuse, seed)
+    cached = batches(data, config, seed)
+    for step in range(config.steps):
+        number = config.own_step(step)
+        if number is None or shares is None:
+            yield data.records(next(cached).source_RT)
+        else:
+            yield [prompts[turn.prompt] for turn in shares.step(number)]
 
 
-def _run_workers(
-    shared: Shared,
-    examples: Path,
-    config: TrainConfig,
-    seed: int,
-    folder: Path,
-    workers: int,
-    start: int,
-) -> Iterator[tuple[float, int, str | None]]:
-    """Start one process a core and yield each step's loss, tokens and, where due, weights."""
-    barrier = CONTEXT.Barrier(workers)
-    shares = [
-        (rank, workers, shared, examples, config, seed, folder, start, barrier)
-        for rank in range(workers)
-    ]
+def _run_workers(shared: Shared, task: Task, start: int) -> Iterator[Step]:
+    """Start one process a core and yield each step from `start` on."""
+    barrier = CONTEXT.Barrier(task.workers)
+    shares = [(rank, shared, task, start, barrier) for rank in range(task.workers)]
     yield from spread(
         _work,
         shares,
-        config.steps - start,
+        task.config.steps - start,
         name="a training worker",
         hint="lower train.sequences or train.sequence_length, or free memory, and run the "
         "same command again: the last checkpoint is kept",
@@ -159,44 +220,47 @@ def batches(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[Packed]:
 
 def _work(
     rank: int,
-    workers: int,
     shared: Shared,
-    examples: Path,
-    config: TrainConfig,
-    seed: int,
-    folder: Path,
+    task: Task,
     start: int,
     barrier: threading.Barrier,
     results: Any,
 ) -> None:
     """A worker's loop.
 
-    1. Gradients of the own rows. 2. Sum the owned ones. 3. Update. 4. Checkpoint when due.
+    1. Take the own part of the step. 2. Its gradients. 3. Sum the owned ones. 4. Update.
+    5. Checkpoint when due.
     Between them all workers meet.
     """
     torch.set_num_threads(1)
-    data = TrainSet.map(examples)
-    worker = Worker(rank, workers, shared, config, data)
-    done = Progress()
+    config, folder = task.config, task.folder
+    data = TrainSet.map(task.examples)
+    worker = Worker(rank, task.workers, shared, config, data, task.judge, task.shares(data))
+    done = Trained(task.workers)
     if start:
         done = _read_progress(folder / f"step-{start}")
         worker.restore(folder / f"step-{start}")
     saved = time.monotonic()
-    for step, batch in enumerate(batches(data, config, seed)):
-        if step >= config.steps:
-            break
+    cached = batches(data, config, task.seed)
+    for step in range(config.steps):
+        batch = next(cached) if config.own_step(step) is None else None
         if step < start:
             continue
         barrier.wait(BARRIER_SECONDS)
         # All have updated and none does before the next barrier but one: the weights stand still.
         due = rank == 0 and step % config.digest_steps == 0
         weights = shared.master.sha256() if due else None
-        worker.gradients(batch, step)
+        part = worker.take(batch, step)
+        barrier.wait(BARRIER_SECONDS)
+        worker.gradients(part, step)
         barrier.wait(BARRIER_SECONDS)
         worker.gather()
         if rank == 0:
-            found = float(shared.loss.sum()), int((batch.segments_RT >= 0).sum()), weights
-            done.add(*found)
+            said = (
+                None if batch is not None else sha256_bytes(bytes(shared.said.flatten().tolist()))
+            )
+            found = Step(float(shared.loss.sum()), int(shared.tokens.sum()), weights, said)
+            done.add(found)
             results.put(found)
             shared.save[0] = time.monotonic() - saved > config.checkpoint_seconds
         barrier.wait(BARRIER_SECONDS)
@@ -206,27 +270,7 @@ def _work(
             _checkpoint(worker, folder / f"step-{step + 1}", done, barrier)
 
 
-@dataclass
-class Progress:
-    """What is known of the steps that are done; see `Trained`."""
-
-    losses: list[float] = field(default_factory=list)
-    tokens: int = 0
-    weights: dict[int, str] = field(default_factory=dict)
-
-    def add(self, loss: float, tokens: int, weights: str | None) -> None:
-        """One step more.
-
-        Args:
-            weights: their digest before it, if it was taken.
-        """
-        if weights is not None:
-            self.weights[len(self.losses)] = weights
-        self.losses.append(loss)
-        self.tokens += tokens
-
-
-def _checkpoint(worker: Worker, folder: Path, done: Progress, barrier: threading.Barrier) -> None:
+def _checkpoint(worker: Worker, folder: Path, done: Trained, barrier: threading.Barrier) -> None:
     """All shares first, then the file that makes them count, then the older ones go."""
     folder.mkdir(exist_ok=True)
     worker.save(folder)
@@ -245,17 +289,24 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def _read_progress(folder: Path) -> Progress:
+def _read_progress(folder: Path) -> Trained:
     state = json.loads((folder / "progress.json").read_bytes())
-    weights = {int(step): digest for step, digest in state["weights"].items()}
-    return Progress(state["losses"], state["tokens"], weights)
+    for digests in ("weights", "said"):
+        state[digests] = {int(step): digest for step, digest in state[digests].items()}
+    return Trained(**state)
 
 
-def _last_checkpoint(folder: Path, workers: int) -> Progress:
-    """That of the last whole checkpoint made by as many workers; of none, no step."""
-    whole = [path.parent for path in folder.glob("step-*/progress.json")]
-    whole = [path for path in whole if len(list(path.glob("worker-*.pt"))) == workers]
-    if not whole:
-        return Progress()
-    last = max(whole, key=lambda path: int(path.name.removeprefix("step-")))
-    return _read_progress(last)
+def _last_checkpoint(folder: Path, workers: int) -> Trained:
+    """That of the last whole checkpoint made by as many workers; of none, no step.
+
+    Those of another number of workers are removed: their files would stand among the next ones.
+    """
+    best = Trained(workers)
+    for path in folder.glob("step-*"):
+        whole = (path / "progress.json").is_file()
+        found = _read_progress(path) if whole else Trained(0)
+        if found.workers != workers:
+            _remove(path)
+        elif len(found.losses) > len(best.losses):
+            best = found
+    return best

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from overproof.core.config import TrainConfig
 from overproof.core.errors import StageError
 from overproof.data.pack import Packed
 from overproof.student.body import make_body
-from overproof.student.divergences import divergence
+from overproof.student.divergences import Divergence, divergence
 from overproof.student.examples import TrainSet
 from overproof.student.flat import Flat
 from overproof.student.losses import chunked_divergence, divergence_of
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
+from overproof.student.rollouts import Judge, Rollouts, Shares
 from overproof.teacher.forward import model_inputs
 
 PLACES = 128  # positions of a loss come in multiples of this
@@ -36,7 +37,9 @@ class Shared:
         compute: the model that the forward passes use, in bf16 where the processor likes it.
         weights: its parameters. master: the same in fp32, each updated by its owner.
         grads: each worker's gradients.
-        loss: each worker's part of the step's loss; `norm`: of the squared gradient norm.
+        loss: each worker's part of the step's loss; `norm`: of the squared gradient norm;
+            `weight`: of its sum of weights; `tokens`: of its tokens.
+        said: SHA-256 of what each worker's student said for an on-policy step.
         save: 1 when the step that begins ends with a checkpoint.
     """
 
@@ -53,14 +56,38 @@ class Shared:
         self.grads = [Flat(student, dtype) for _ in range(workers)]
         self.loss = torch.zeros(workers, dtype=torch.float64).share_memory_()
         self.norm = torch.zeros(workers, dtype=torch.float64).share_memory_()
+        self.weight = torch.zeros(workers, dtype=torch.float64).share_memory_()
+        self.tokens = torch.zeros(workers, dtype=torch.int64).share_memory_()
+        self.said = torch.zeros(workers, 32, dtype=torch.uint8).share_memory_()
         self.save = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+
+class Part(NamedTuple):
+    """One worker's part of a step.
+
+    Attributes:
+        batch: its sequences. data: the set that they are of. divergence: what is made small.
+        said: SHA-256 of what the student said, where it is the student's own text.
+    """
+
+    batch: Packed
+    data: TrainSet
+    divergence: Divergence
+    said: str | None = None
 
 
 class Worker:
     """One process's part of every step."""
 
     def __init__(
-        self, rank: int, workers: int, shared: Shared, config: TrainConfig, data: TrainSet
+        self,
+        rank: int,
+        workers: int,
+        shared: Shared,
+        config: TrainConfig,
+        data: TrainSet,
+        judge: Judge | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self.rank, self.workers, self.shared = rank, workers, shared
         self.config, self.data = config, data
@@ -79,46 +106,80 @@ class Worker:
         for master in self.masters.values():
             master.grad = torch.zeros_like(master)
         self.optimizers = optimizers(config, list(self.masters.items()))
+        self.rollouts = (
+            Rollouts(rank, shares, self.model, judge, config) if judge and shares else None
+        )
 
-    def gradients(self, batch: Packed, step: int) -> None:
+    def take(self, batch: Packed | None, step: int) -> Part:
+        """This worker's part of a step; its weight and tokens are told to all.
+
+        Args:
+            batch: the step's sequences of the teacher's text; None: the student speaks.
+        """
+        number = self.config.own_step(step)
+        if batch is not None:
+            # Equal shapes in every step: kept memory of another size is of no use to the next.
+            mine = batch.rows(slice(self.rank, None, self.workers), whole=True)
+            part = Part(mine, self.data, self.divergence)
+        else:
+            assert self.rollouts and number is not None and self.config.on_policy
+            rows, data, said = self.rollouts.next(number)
+            part = Part(rows, data, divergence(self.config.on_policy.divergence), said)
+            self.shared.said[self.rank] = torch.tensor(list(bytes.fromhex(said)))
+        predicted = part.batch.source_RT[part.batch.predicts_RT]
+        self.shared.weight[self.rank] = float(part.data.weight_N[predicted].sum())
+        self.shared.tokens[self.rank] = int((part.batch.segments_RT >= 0).sum())
+        return part
+
+    def gradients(self, part: Part, step: int) -> None:
         """Forward and backward over this worker's rows; the loss is weighted by the whole step.
 
         Raises:
             StageError: the loss is not finite; the message names the records.
         """
-        total = float(self.data.weight_N[batch.source_RT[batch.predicts_RT]].sum())
-        # Equal shapes in every step: kept memory of another size is of no use to the next one.
-        mine = batch.rows(slice(self.rank, None, self.workers), whole=True)
-        place, source, weight = targets(mine, self.data)
+        mine, data = part.batch, part.data
+        if not len(mine.tokens_RT):  # the student said nothing that can be judged
+            self.shared.grads[self.rank].vector.zero_()
+            self.shared.loss[self.rank] = 0.0
+            return
+        total = max(float(self.shared.weight.sum()), 1.0)
+        place, source, weight = targets(mine, data)
         hidden_RTD = self.body.states(model_inputs(mine, self.model.dtype))
         loss = chunked_divergence(
             hidden_RTD.flatten(0, 1)[torch.from_numpy(place)],
             self.model.lm_head.weight,
-            self.data.targets.at(source),
+            data.targets.at(source),
             torch.from_numpy(weight) / total,
-            divergence=self.divergence,
-            temperature=self.data.temperature,
+            divergence=part.divergence,
+            temperature=data.temperature,
             compute=self.model.dtype,
         )
         if not bool(torch.isfinite(loss.detach())):
-            raise self._diverged(step, hidden_RTD.detach(), place[weight > 0], source[weight > 0])
+            learned = weight > 0
+            raise self._diverged(step, part, hidden_RTD.detach(), place[learned], source[learned])
         loss.backward()
         self.shared.loss[self.rank] = loss.detach().double()
 
     def _diverged(
-        self, step: int, hidden_RTD: Tensor, place: NDArray[np.int64], source: NDArray[np.int64]
+        self,
+        step: int,
+        part: Part,
+        hidden_RTD: Tensor,
+        place: NDArray[np.int64],
+        source: NDArray[np.int64],
     ) -> StageError:
         """Which records it was; each position's loss is computed again, by itself."""
+        data = part.data
         states_ND = hidden_RTD.flatten(0, 1)[torch.from_numpy(place)]
         wrong = []
         for at in range(0, len(source), PLACES):
             few = slice(at, at + PLACES)
             logits = (states_ND[few] @ self.model.lm_head.weight.detach().T).float()
-            logits /= self.data.temperature
-            target = self.data.targets.at(source[few])
-            found, _ = divergence_of(logits, target, self.divergence)
+            logits /= data.temperature
+            target = data.targets.at(source[few])
+            found, _ = divergence_of(logits, target, part.divergence)
             wrong.append(source[few][~torch.isfinite(found).numpy()])
-        records = self.data.records(np.concatenate(wrong)) or self.data.records(source)
+        records = data.records(np.concatenate(wrong)) or data.records(source)
         return StageError(
             f"training diverged at step {step}: the loss is not finite",
             details=[f"record {key}" for key in records[:SHOWN]]
@@ -157,6 +218,7 @@ class Worker:
         state = {
             "masters": {name: master.clone() for name, master in self.masters.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "pending": self.rollouts.pending if self.rollouts else [],
         }
         torch.save(state, folder / f"worker-{self.rank}.pt")
 
@@ -168,6 +230,8 @@ class Worker:
             self.shared.weights.view(name).copy_(value)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        if self.rollouts:
+            self.rollouts.pending = state["pending"]
 
 
 def targets(

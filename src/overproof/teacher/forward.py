@@ -78,12 +78,24 @@ class Read(NamedTuple):
 def logits_at(
     model: Any, packed: Packed, wanted_N: NDArray[np.bool_], sequences: int
 ) -> Iterator[Read]:
-    """Logits at the wanted positions, in batches of packed sequences.
+    """Logits at the wanted positions, in batches of packed sequences; see `states_at`."""
+    for where, hidden_PD in states_at(model, packed, wanted_N, sequences):
+        yield Read(where, model.lm_head(hidden_PD), hidden_PD)
+
+
+@torch.inference_mode()
+def states_at(
+    model: Any, packed: Packed, wanted_N: NDArray[np.bool_], sequences: int
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Last hidden states at the wanted positions, in batches of packed sequences.
 
     Args:
         model: one type throughout, or `mixed`.
         wanted_N: which positions, over the concatenation of all packed examples.
         sequences: of a batch; bounds the memory.
+
+    Yields:
+        numbers of the positions among all wanted ones, and the states there, (P, D).
     """
     number_N = np.cumsum(wanted_N) - 1
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=layers_dtype(model) != model.dtype)
@@ -92,9 +104,4 @@ def logits_at(
         picked_RT = (batch.source_RT >= 0) & wanted_N[batch.source_RT]
         with autocast:
             hidden_RTD = model.model(**model_inputs(batch, model.dtype)).last_hidden_state
-        hidden_PD = hidden_RTD[torch.from_numpy(picked_RT)]
-        yield Read(
-            number_N[batch.source_RT[picked_RT]],
-            model.lm_head(hidden_PD),
-            hidden_PD,
-        )
+        yield number_N[batch.source_RT[picked_RT]], hidden_RTD[torch.from_numpy(picked_RT)]

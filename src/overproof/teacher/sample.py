@@ -191,6 +191,12 @@ def choose(part: Exact, uniform_P: Tensor, drawing: Drawing) -> Tensor:
     Returns:
         a token for each row, (P,).
     """
+    if drawing.top_p >= 1.0 and drawing.top_k >= part.logits_PV.shape[1]:
+        # From all of them there is nothing to sort.
+        reached_PV = torch.softmax(part.logits_PV / drawing.temperature, dim=-1).cumsum(-1)
+        threshold = uniform_P[:, None].to(reached_PV.dtype) * reached_PV[:, -1:]
+        found = torch.searchsorted(reached_PV, threshold, right=True)[:, 0]
+        return found.clamp_max(reached_PV.shape[1] - 1)
     # Taken apart from the signals' own: of equal logits, which come first depends on the count.
     top_PK, ids_PK = part.top(drawing.top_k)
     mass_PK = torch.softmax(top_PK / drawing.temperature, dim=-1)

@@ -13,7 +13,8 @@ from tiny_stage import HEAD, recipe, samples
 
 from overproof.core.artifact import Artifact
 from overproof.core.config import Recipe
-from overproof.student import arms
+from overproof.core.digest import sha256_json
+from overproof.student import arms, steplog
 from overproof.student.examples import build_train_set
 from overproof.student.initial import initial
 from overproof.student.losses import divergence_of
@@ -27,6 +28,7 @@ SHAPE = (
     "train.learning_rate=0.02",
 )  # fmt: skip
 COUNT = 40
+OWN = "{warm_start: 0.1, fraction: 0.5, reuse: 2}"
 
 
 def stages(store: Path, asked: Recipe) -> dict[str, Artifact]:
@@ -49,16 +51,51 @@ def stages(store: Path, asked: Recipe) -> dict[str, Artifact]:
 def test_the_student_learns(tmp_path: Path, signals: str, made_small: str) -> None:
     asked = recipe(f"signals={signals}", f"train.divergence={made_small}", *SHAPE)
     made = stages(tmp_path, asked)
-    student = arms.student(made["initial"], made["samples"], made["signals"], asked, tmp_path)
-    losses = student.facts["losses"]
+    losses = learned(made, asked, tmp_path).facts["losses"]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-15:]) < 0.85 * np.mean(losses[:15])
 
 
-def test_the_control_arm_is_the_same_whatever_the_divergence(tmp_path: Path) -> None:
+def learned(made: dict[str, Artifact], asked: Recipe, store: Path, load=tiny.teacher) -> Artifact:
+    resource = tiny.teacher().resource
+    return arms.student(
+        load, made["initial"], made["samples"], made["signals"], asked, resource, store
+    )
+
+
+def test_the_student_learns_from_its_own_text(tmp_path: Path) -> None:
+    asked = recipe("signals={kind: sampled}", f"train.on_policy={OWN}", *SHAPE)
+    made = stages(tmp_path, asked)
+    student = learned(made, asked, tmp_path)
+    own = [asked.train.own_step(step) is not None for step in range(60)]
+    losses = np.array(student.facts["losses"])
+    assert np.isfinite(losses).all()
+    for which in (np.array(own), ~np.array(own)):
+        assert which.sum() >= 20
+        assert np.mean(losses[which][-8:]) < 0.85 * np.mean(losses[which][:3])
+    log = steplog.read(student.file(steplog.FILE), student.facts["step_log"])
+    assert [("said" in line) for line in log[1:-1]] == own
+    asking = {one.key for one in read(made["samples"]).train}
+    keys = [sha256_json([key]) for key in asking]
+    each = log[1:-1]
+    assert all(line["records"] not in keys for line in each)  # several a step
+    assert "teacher" in student.manifest["inputs"]
+
+
+def test_nobody_loads_the_teacher_for_a_student_that_it_does_not_judge(tmp_path: Path) -> None:
+    asked = recipe("signals={kind: sampled}", *SHAPE, "train.steps=2")
+    made = stages(tmp_path, asked)
+
+    def load():
+        raise AssertionError("it was loaded")
+
+    assert "teacher" not in learned(made, asked, tmp_path, load).manifest["inputs"]
+
+
+def test_the_control_arm_is_the_same_whatever_the_method(tmp_path: Path) -> None:
     found = set()
-    for made_small in ("{kind: forward-kl}", "{kind: reverse-kl}"):
-        asked = recipe("signals={kind: exact}", f"train.divergence={made_small}", *SHAPE)
+    for made_small in ("divergence={kind: reverse-kl}", f"on_policy={OWN}", "weight_decay=0"):
+        asked = recipe("signals={kind: exact}", f"train.{made_small}", *SHAPE)
         made = stages(tmp_path, asked)
         found.add(arms.control(made["initial"], made["samples"], asked, tmp_path).sha256)
     assert len(found) == 1

@@ -14,7 +14,7 @@ def written(folder: Path) -> tuple[Path, str]:
     path = folder / steplog.FILE
     found = steplog.lines(
         {"seed": 3}, iter([["a", "b"], ["c"], ["a"]]), [3.0, 2.5, 0.1], [0.1, 0.2, 0.1],
-        {0: "w0", 2: "w2", 3: "w3"},
+        {0: "w0", 2: "w2", 3: "w3"}, {1: "s1"},
     )  # fmt: skip
     return path, steplog.write(path, found)
 
@@ -24,7 +24,7 @@ def test_a_log_reads_back(tmp_path: Path) -> None:
     assert steplog.read(path, head) == [
         {"format": "overproof-steps-1", "seed": 3},
         {"step": 0, "records": sha256_json(["a", "b"]), "loss": 3.0, "rate": 0.1, "weights": "w0"},
-        {"step": 1, "records": sha256_json(["c"]), "loss": 2.5, "rate": 0.2},
+        {"step": 1, "records": sha256_json(["c"]), "loss": 2.5, "rate": 0.2, "said": "s1"},
         {"step": 2, "records": sha256_json(["a"]), "loss": 0.1, "rate": 0.1, "weights": "w2"},
         {"step": 3, "weights": "w3"},
     ]

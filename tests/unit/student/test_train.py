@@ -17,7 +17,7 @@ from overproof.core import device
 from overproof.core.errors import StageError, UsageError
 from overproof.student.examples import TrainSet
 from overproof.student.losses import divergence_of
-from overproof.student.train import Progress, _last_checkpoint, batches, record_keys, train
+from overproof.student.train import Trained, _last_checkpoint, batches, record_keys, train
 from overproof.student.worker import PLACES, share_out, targets
 
 
@@ -138,22 +138,24 @@ def test_parameters_are_shared_out_evenly(workers: int) -> None:
 
 
 def test_only_a_whole_checkpoint_of_as_many_workers_counts(tmp_path: Path) -> None:
-    def write(step: int, *, files: int = 2, progress: bool = True) -> None:
+    def write(step: int, *, workers: int = 2, progress: bool = True) -> None:
         folder = tmp_path / f"step-{step}"
         folder.mkdir()
-        for rank in range(files):
+        for rank in range(workers):
             (folder / f"worker-{rank}.pt").touch()
         if progress:
-            state = Progress([1.0] * step, 10 * step, {0: "a"})
+            state = Trained(workers, [1.0] * step, 10 * step, {0: "a"}, {1: "b"})
             (folder / "progress.json").write_text(json.dumps(asdict(state)))
 
-    assert _last_checkpoint(tmp_path, 2) == Progress()
+    assert _last_checkpoint(tmp_path, 2) == Trained(2)
     write(3)
     write(10)
-    write(11, files=3)
+    write(11, workers=3)
     write(12, progress=False)
-    assert _last_checkpoint(tmp_path, 2) == Progress([1.0] * 10, 100, {0: "a"})
-    assert _last_checkpoint(tmp_path, 4) == Progress()
+    assert _last_checkpoint(tmp_path, 2) == Trained(2, [1.0] * 10, 100, {0: "a"}, {1: "b"})
+    # The others are gone: their files would stand among those of the next one at that step.
+    assert {path.name for path in tmp_path.iterdir()} == {"step-3", "step-10"}
+    assert _last_checkpoint(tmp_path, 4) == Trained(4)
 
 
 def test_weights_are_digested_before_some_steps_and_at_the_end(examples, tmp_path: Path) -> None:
@@ -172,7 +174,8 @@ def test_weights_are_digested_before_some_steps_and_at_the_end(examples, tmp_pat
 def test_records_of_a_step_are_those_whose_tokens_it_holds(data) -> None:
     keys = [one.key for one in tiny.examples(120)]
     ends = np.cumsum(data.lengths)
-    steps, keys_of = batches(data, training.config(), 3), record_keys(data, training.config(), 3)
+    steps = batches(data, training.config(), 3)
+    keys_of = record_keys(data, training.config(), 3, 2)
     for batch, records in itertools.islice(zip(steps, keys_of, strict=False), 6):
         source = batch.source_RT[batch.source_RT >= 0]
         wanted = {keys[int((ends <= at).sum())] for at in source}

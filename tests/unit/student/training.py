@@ -10,7 +10,9 @@ import tiny_teacher as tiny
 import torch
 
 from overproof.core.config import TrainConfig
+from overproof.core.methods import OnPolicy
 from overproof.student.examples import TrainSet, build_train_set
+from overproof.student.rollouts import Judge
 from overproof.student.train import train
 from overproof.student.vocabulary import Vocabulary, trim
 from overproof.teacher.kept import TopK
@@ -40,21 +42,43 @@ def student():
     return tiny.model(layers=2, seed=1)
 
 
-def main(folder: Path, steps: int) -> None:
+def judge(size: int = tiny.TOKENS, count: int = 30) -> Judge:
+    return Judge(
+        tiny.model(),
+        tiny.tokenizer(),
+        vocabulary(size),
+        HEAD,
+        tuple((one.key, one.prompt) for one in tiny.examples(count)),
+        (0,),
+        12,
+    )
+
+
+def main(folder: Path, steps: int, whose: str) -> None:
     model = student()
     resumed = any((folder / "scratch").glob("step-*/progress.json"))
-    wanted = config(steps=steps, checkpoint_seconds=1)
+    own = OnPolicy(warm_start=0.1, fraction=0.6, reuse=3) if whose == "own" else None
+    wanted = config(steps=steps, checkpoint_seconds=1, on_policy=own)
     data(folder / "examples")
-    done = train(model, folder / "examples", wanted, 3, folder / "scratch", tiny.meter(steps))
+    done = train(
+        model,
+        folder / "examples",
+        wanted,
+        3,
+        folder / "scratch",
+        tiny.meter(steps),
+        judge() if own else None,
+    )
     torch.save(model.state_dict(), folder / "weights.pt")
     facts = {
         "losses": done.losses,
         "tokens": done.tokens,
         "weights": done.weights,
+        "said": done.said,
         "resumed": resumed,
     }
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,294 @@
+"""On-policy distillation: the student speaks, and the teacher judges every token of it.
+
+What a student does after its own words is never tried on the teacher's text (arXiv 2306.13649).
+Here, in each worker,
+
+1. the student answers prompts with the sampler that the teacher's answers are drawn with, from the
+   weights of the moment;
+2. its text is cut into tokens as the teacher would cut it, and then spelled in the student's: the
+   teacher's distribution is one over its own tokens;
+3. the teacher reads it, and its last hidden states give the loss its whole distribution.
+
+What a worker draws follows from the seed, the number of the drawing and the weights. What is drawn
+and not yet learned from is part of a checkpoint, so that a run that was killed ends in the same
+bits.
+
+Shape suffixes: N positions, M those with a signal of the teacher, E the teacher's width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from overproof.core.config import Recipe, TrainConfig
+from overproof.core.digest import sha256_json
+from overproof.core.methods import OnPolicy
+from overproof.data.pack import Packed, longest_first, pack
+from overproof.student.examples import TrainSet, lay, respell
+from overproof.student.targets import NO_ROW, StateTargets
+from overproof.student.vocabulary import ABSENT, Vocabulary
+from overproof.teacher.example import Example
+from overproof.teacher.forward import states_at
+from overproof.teacher.local import Teacher
+from overproof.teacher.request import Drawing, Request
+from overproof.teacher.sample import Sampler, places_for
+from overproof.teacher.signals import BATCH_SEQUENCES, target_mask
+
+NO_CHARACTER = "\ufffd"  # what bytes that are no text are read as
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The teacher, and what the student is asked: the same in every worker.
+
+    Attributes:
+        model: the teacher's, in the type to compute in. tokenizer: its own.
+        vocabulary: the student's.
+        prefix: the teacher's tokens that every conversation starts with.
+        prompts: key of each record, and its own tokens of the teacher.
+        stop_ids: the teacher's. max_new_tokens: of an answer.
+        temperature: of the distributions.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    prefix: tuple[int, ...]
+    prompts: tuple[tuple[str, tuple[int, ...]], ...]
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float = 1.0
+
+    @staticmethod
+    def of(
+        teacher: Teacher,
+        vocabulary: Vocabulary,
+        prefix: Sequence[int],
+        examples: Sequence[Example],
+        recipe: Recipe,
+    ) -> Judge:
+        """The teacher as it computes fast, and the prompts of its own examples, each once."""
+        return Judge(
+            teacher.half,
+            teacher.tokenizer.backend_tokenizer,
+            vocabulary,
+            tuple(prefix),
+            tuple({one.key: one.prompt for one in examples}.items()),
+            teacher.stop_ids,
+            recipe.sample.max_new_tokens,
+            recipe.signals.temperature,
+        )
+
+
+def answers_a_step(data: TrainSet, config: TrainConfig, workers: int) -> int:
+    """Answers of a worker in a step: they fill its sequences if they are as long as the teacher's.
+
+    Args:
+        data: the teacher's answers.
+    """
+    room = config.sequences * (config.sequence_length - len(data.prefix))
+    return max(1, round(room / float(np.mean(data.lengths)) / workers))
+
+
+class Turn(NamedTuple):
+    """A prompt of a step: its place among the prompts, and how often it was asked before."""
+
+    prompt: int
+    draw: int
+
+
+def turns(prompts: int, seed: int, start: int, count: int) -> list[Turn]:
+    """Some of the prompts' endless order, shuffled anew each time that all have been asked."""
+    found = list[Turn]()
+    for draw in range(start // prompts, (start + count - 1) // prompts + 1):
+        order = np.random.default_rng([seed, draw, 1]).permutation(prompts)
+        first = max(start - draw * prompts, 0)
+        last = min(start + count - draw * prompts, prompts)
+        found += [Turn(int(one), draw) for one in order[first:last]]
+    return found
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Who asks what, and when.
+
+    Attributes:
+        prompts: how many there are. answers: of a worker in a step.
+        reuse: steps that learn from one drawing.
+    """
+
+    prompts: int
+    answers: int
+    workers: int
+    reuse: int
+    seed: int
+
+    def drawing(self, number: int, rank: int) -> list[list[Turn]]:
+        """What a worker asks in a drawing, step by step."""
+        each = self.answers * self.workers
+        first = number * self.reuse
+        steps = [
+            turns(self.prompts, self.seed, (first + step) * each, each)
+            for step in range(self.reuse)
+        ]
+        return [step[rank :: self.workers] for step in steps]
+
+    def step(self, number: int) -> list[Turn]:
+        """What all workers ask for an on-policy step, worker after worker."""
+        drawing, step = divmod(number, self.reuse)
+        return list(
+            chain.from_iterable(self.drawing(drawing, rank)[step] for rank in range(self.workers))
+        )
+
+
+Drawn = list[tuple[str, list[int], list[int]]]  # of a step: key, prompt and answer of the teacher's
+
+
+class Rollouts:
+    """One worker's answers, and what the teacher says of them.
+
+    Attributes:
+        pending: drawn and not learned from yet, step by step.
+    """
+
+    def __init__(
+        self, rank: int, shares: Shares, student: Any, judge: Judge, config: TrainConfig
+    ) -> None:
+        assert config.on_policy is not None
+        self.rank, self.shares, self.judge = rank, shares, judge
+        self.policy: OnPolicy = config.on_policy
+        self.length = config.sequence_length
+        self.student = _speaker(student)
+        self.prefix = [piece for token in judge.prefix for piece in judge.vocabulary.pieces(token)]
+        self.pending: list[Drawn] = []
+
+    def next(self, number: int) -> tuple[Packed, TrainSet, str]:
+        """The sequences of this on-policy step, their set, and the SHA-256 of what was said."""
+        drawing, step = divmod(number, self.shares.reuse)
+        if step == 0:
+            self.pending = self._draw(drawing)
+        drawn = self.pending.pop(0)
+        data = self._judged([Example(key, tuple(ask), tuple(say)) for key, ask, say in drawn])
+        texts = data.examples
+        return (
+            pack(data.prefix.tolist(), texts, self.length, longest_first(texts)),
+            data,
+            sha256_json([[key, answer] for key, _, answer in drawn]),
+        )
+
+    def _draw(self, number: int) -> list[Drawn]:
+        """Ask the student, as it is now, all that a drawing asks."""
+        vocabulary, judge = self.judge.vocabulary, self.judge
+        asked = [
+            [(turn, judge.prompts[turn.prompt]) for turn in step]
+            for step in self.shares.drawing(number, self.rank)
+        ]
+        requests = [
+            [
+                Request.make(
+                    key,
+                    [piece for token in ids for piece in vocabulary.pieces(token)],
+                    self.shares.seed,
+                    turn.draw,
+                )
+                for turn, (key, ids) in step
+            ]
+            for step in asked
+        ]
+        every = list(chain.from_iterable(requests))
+        drawing = Drawing(
+            self.policy.temperature,
+            self.policy.top_p,
+            vocabulary.size,
+            judge.max_new_tokens,
+            len(every),
+            tuple(end for end in map(vocabulary.whole, judge.stop_ids) if end is not None),
+        )
+        sampler = Sampler(
+            self.student, self.prefix, drawing, places_for(self.prefix, every, drawing)
+        )
+        said = {request.key: answer.tokens for request, answer in sampler.draw(every)}
+        return [
+            [
+                (key, list(ids), teacher_tokens(said[request.key], judge))
+                for request, (_, (key, ids)) in zip(step, asks, strict=True)
+            ]
+            for step, asks in zip(requests, asked, strict=True)
+        ]
+
+    def _judged(self, drawn: Sequence[Example]) -> TrainSet:
+        """What was said as a training set, with the teacher's states as its targets."""
+        judge = self.judge
+        found = [self._fitting(example) for example in drawn]
+        examples = [example for example in found if example.answer]
+        respelled = [respell(example, judge.vocabulary) for example in examples]
+        laid, signalled_N = lay(self.prefix, examples, respelled)
+        head = judge.model.lm_head.weight.detach()
+        targets = StateTargets(
+            states_ME=_states(judge, examples, self.length).view(torch.int16).numpy(),
+            head_UE=(head.view(torch.int16) if head.dtype == torch.bfloat16 else head).numpy(),
+            row_N=np.where(signalled_N, np.cumsum(signalled_N) - 1, NO_ROW).astype(np.int32),
+            next_N=np.roll(laid["tokens_N"], -1).astype(np.int32),
+            student_ids_U=judge.vocabulary.student_ids_U[: len(head)],
+            size=np.array([judge.vocabulary.size]),
+            temperature=np.array([judge.temperature]),
+        )
+        # The later pieces of a spelling are the student's own choice: nobody judges them.
+        return TrainSet(**laid, weight_N=signalled_N.astype(np.float32), targets=targets)
+
+    def _fitting(self, example: Example) -> Example:
+        """The example, its answer cut off where a sequence ends."""
+        room = self.length - len(self.prefix)
+        while True:
+            tokens = respell(example, self.judge.vocabulary).tokens
+            if len(tokens) <= room or not example.answer:
+                return example
+            most = max(0, len(example.answer) - (len(tokens) - room))
+            example = Example(example.key, example.prompt, example.answer[:most])
+
+
+def teacher_tokens(said: Sequence[int], judge: Judge) -> list[int]:
+    """The student's text in the teacher's tokens, as the teacher's tokenizer cuts it.
+
+    Where that is another text, since bytes are no characters or the tokenizer changes what it
+    cuts, each token stands for itself, up to the first that the teacher lacks.
+    """
+    text = judge.vocabulary.tokenizer.decode(said, skip_special_tokens=False)
+    found: list[int] = judge.tokenizer.encode(text, add_special_tokens=False).ids
+    back = judge.tokenizer.decode(found, skip_special_tokens=False)
+    if back == text and NO_CHARACTER not in text:
+        return found
+    own: list[int] = judge.vocabulary.teacher_ids_V[list(said)].tolist()
+    return own[: own.index(ABSENT)] if ABSENT in own else own
+
+
+@torch.inference_mode()
+def _states(judge: Judge, examples: Sequence[Example], length: int) -> Tensor:
+    """The teacher's last hidden state before each token of the answers, bf16, (M, E)."""
+    texts = [example.tokens for example in examples]
+    longest = max(map(len, texts), default=0) + len(judge.prefix)
+    packed = pack(judge.prefix, texts, max(length, longest), longest_first(texts))
+    wanted_N = target_mask(examples)
+    shape = int(wanted_N.sum()), judge.model.config.hidden_size
+    found_ME = torch.empty(shape, dtype=torch.bfloat16)
+    for where, hidden_PE in states_at(judge.model, packed, wanted_N, BATCH_SEQUENCES):
+        found_ME[torch.from_numpy(where)] = hidden_PE.to(torch.bfloat16)
+    return found_ME
+
+
+def _speaker(student: Any) -> Any:
+    """The student once more, with the same weights in the same memory, for the sampler.
+
+    The sampler sets an attention of its own, which training has no use for.
+    """
+    memo = {id(one): one for one in (*student.parameters(), *student.buffers())}
+    return copy.deepcopy(student, memo)
