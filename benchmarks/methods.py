@@ -14,6 +14,7 @@ import copy
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from overproof.core import artifact  # noqa: E402
 from overproof.core.config import Recipe, with_overrides  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
 from overproof.core.methods import OnPolicy, ReverseKl  # noqa: E402
+from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.release.tally import Estimate  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, divergence  # noqa: E402
@@ -39,7 +41,9 @@ from overproof.student.rollouts import Judge, Rollouts, Shares  # noqa: E402
 from overproof.student.train import train  # noqa: E402
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
-from overproof.teacher.forward import states_at  # noqa: E402
+from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.forward import logits_at  # noqa: E402
+from overproof.teacher.request import Request  # noqa: E402
 
 ARMS: dict[str, list[str]] = {
     "forward-kl": [],
@@ -101,23 +105,35 @@ def compare(run: Finished, arms: dict[str, list[str]]) -> dict[str, Any]:
     return rows
 
 
+@torch.inference_mode()
 def own_text(model: Any, judge: Judge, recipe: Recipe) -> dict[str, Any]:
     """What the teacher thinks of the model's own answers, one to each prompt.
 
     Drawn at temperature 1 from all tokens: what is measured is the model's distribution.
     """
     config = recipe.train.model_copy(update={"on_policy": OnPolicy()})
-    everyone = Shares(len(judge.prompts), len(judge.prompts), 1, 1, recipe.seed)
-    packed, data, _ = Rollouts(0, everyone, model, judge, config).next(0)
+    everyone = Shares(len(judge.prompts), len(judge.prompts), 1, 1, 1, recipe.seed)
+    # The measure is the distribution itself, whatever the student learned from.
+    rollouts = Rollouts(0, everyone, model, replace(judge, temperature=1.0), config)
+    asked = {
+        Request.make(key, rollouts.spelled(ids), recipe.seed, whose="student"): (key, ids)
+        for key, ids in judge.prompts
+    }
+    said = rollouts.say(list(asked))
+    data = rollouts.judged(
+        [Example(key, ids, tuple(said[one.key])) for one, (key, ids) in asked.items()]
+    )
+    packed = pack(
+        data.prefix.tolist(), data.examples, config.sequence_length, longest_first(data.examples)
+    )
     learned_N = data.weight_N > 0
     made_small = {"forward": FORWARD_KL, "reverse": divergence(ReverseKl(kind="reverse-kl"))}
     sums = {name: torch.zeros(int(learned_N.sum())).double() for name in made_small}
     places = np.flatnonzero(learned_N)
-    for where, hidden_PD in states_at(model, packed, learned_N, SEQUENCES):
-        logits_PV = model.lm_head(hidden_PD).float().clone()
+    for where, logits_PV, _ in logits_at(model, packed, learned_N, SEQUENCES):
         target = data.targets.at(places[where])
         for name, small in made_small.items():
-            sums[name][torch.from_numpy(where)] = divergence_of(logits_PV, target, small)[
+            sums[name][torch.from_numpy(where)] = divergence_of(logits_PV.float(), target, small)[
                 0
             ].double()
     of_example = np.searchsorted(np.cumsum(data.lengths), places, side="right")

@@ -100,8 +100,9 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
     cached = signals.cache(load, samples, recipe, teacher, store)
     start = initial.initial(load, samples, cached, recipe, teacher, store)
-    load.cache_clear()  # training has its signals; the teacher's memory is free meanwhile
+    load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
     student = arms.student(load, start, samples, cached, recipe, teacher, store)
+    load.cache_clear()
     control = arms.control(start, samples, recipe, store) if recipe.train.control else None
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})

@@ -34,7 +34,7 @@ def kill_after(folder: Path, process: subprocess.Popen[bytes], beyond: int) -> i
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         whole = folder.glob("scratch/step-*/progress.json")
-        steps = [int(file.parent.name.removeprefix("step-")) for file in whole]
+        steps = [int(file.parent.name.split("-")[1]) for file in whole]
         if steps and max(steps) > beyond:
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -137,10 +137,12 @@ class OnPolicy(Section):
         description="fraction of all steps that come first and learn from the teacher's text "
         "alone: a student that cannot speak yet has nothing to be judged",
     )
-    reuse: Positive = Field(
+    ahead: int = Field(
         4,
-        description="on-policy steps that learn from one drawing; 1: each from a fresh one, "
-        "which takes longer",
+        ge=1,
+        le=64,
+        description="on-policy steps whose answers are drawn at once; 1: each step from the "
+        "weights of the moment, which takes longer",
     )
     temperature: float = Field(1.0, gt=0.0, description="of the student's draws")
     top_p: Fraction = Field(1.0, description="draw from the tokens that reach this mass")

@@ -42,11 +42,13 @@ def own_text(train: TrainConfig) -> str:
     policy = train.on_policy
     if policy is None:
         return ""
+    since = f" after the first {policy.warm_start:.0%}" if policy.warm_start else ""
+    mass = "" if policy.top_p == 1.0 else f" and from the likeliest {policy.top_p:.0%} of the mass"
     return (
-        f" In {train.own_steps:,} of the steps, all after the first {policy.warm_start:.0%}, it "
-        "learned from answers of its own to the same prompts, drawn at temperature "
-        f"{policy.temperature:g} and used for {policy.reuse} steps, by "
-        f"{divergence(policy.divergence)} to the teacher's whole distribution at each token."
+        f" {train.own_steps:,} of the steps{since} learned from the student's own answers to the "
+        f"same prompts instead, drawn at temperature {policy.temperature:g}{mass} for "
+        f"{policy.ahead} such steps at a time, by {divergence(policy.divergence)} to the teacher's "
+        "whole distribution."
     )
 
 

@@ -5,8 +5,8 @@ Here, in each worker,
 
 1. the student answers prompts with the sampler that the teacher's answers are drawn with, from the
    weights of the moment;
-2. its text is cut into tokens as the teacher would cut it, and then spelled in the student's: the
-   teacher's distribution is one over its own tokens;
+2. its text is cut into tokens as the teacher would cut it (`recut.py`), and then spelled in the
+   student's: the teacher's distribution is one over its own tokens;
 3. the teacher reads it, and its last hidden states give the loss its whole distribution.
 
 What a worker draws follows from the seed, the number of the drawing and the weights. What is drawn
@@ -19,9 +19,9 @@ Shape suffixes: N positions, M those with a signal of the teacher, E the teacher
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,16 +34,15 @@ from overproof.core.digest import sha256_json
 from overproof.core.methods import OnPolicy
 from overproof.data.pack import Packed, longest_first, pack
 from overproof.student.examples import TrainSet, lay, respell
+from overproof.student.recut import Recut
 from overproof.student.targets import NO_ROW, StateTargets
-from overproof.student.vocabulary import ABSENT, Vocabulary
+from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.example import Example
 from overproof.teacher.forward import states_at
 from overproof.teacher.local import Teacher
 from overproof.teacher.request import Drawing, Request
 from overproof.teacher.sample import Sampler, places_for
 from overproof.teacher.signals import BATCH_SEQUENCES, target_mask
-
-NO_CHARACTER = "\ufffd"  # what bytes that are no text are read as
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Judge:
         vocabulary: the student's.
         prefix: the teacher's tokens that every conversation starts with.
         prompts: key of each record, and its own tokens of the teacher.
-        stop_ids: the teacher's. max_new_tokens: of an answer.
+        stop_ids: the teacher's. max_new_tokens: of an answer. slots: answers drawn together.
         temperature: of the distributions.
     """
 
@@ -66,6 +65,7 @@ class Judge:
     prompts: tuple[tuple[str, tuple[int, ...]], ...]
     stop_ids: tuple[int, ...]
     max_new_tokens: int
+    slots: int
     temperature: float = 1.0
 
     @staticmethod
@@ -85,18 +85,9 @@ class Judge:
             tuple({one.key: one.prompt for one in examples}.items()),
             teacher.stop_ids,
             recipe.sample.max_new_tokens,
+            recipe.sample.batch,
             recipe.signals.temperature,
         )
-
-
-def answers_a_step(data: TrainSet, config: TrainConfig, workers: int) -> int:
-    """Answers of a worker in a step: they fill its sequences if they are as long as the teacher's.
-
-    Args:
-        data: the teacher's answers.
-    """
-    room = config.sequences * (config.sequence_length - len(data.prefix))
-    return max(1, round(room / float(np.mean(data.lengths)) / workers))
 
 
 class Turn(NamedTuple):
@@ -123,31 +114,46 @@ class Shares:
 
     Attributes:
         prompts: how many there are. answers: of a worker in a step.
-        reuse: steps that learn from one drawing.
+        ahead: on-policy steps that are drawn for at once. steps: on-policy steps in all.
     """
 
     prompts: int
     answers: int
     workers: int
-    reuse: int
+    ahead: int
+    steps: int
     seed: int
+
+    def asked(self, number: int) -> list[Turn]:
+        """What all workers ask for an on-policy step; each takes every so manieth."""
+        each = self.answers * self.workers
+        return turns(self.prompts, self.seed, number * each, each)
 
     def drawing(self, number: int, rank: int) -> list[list[Turn]]:
         """What a worker asks in a drawing, step by step."""
-        each = self.answers * self.workers
-        first = number * self.reuse
-        steps = [
-            turns(self.prompts, self.seed, (first + step) * each, each)
-            for step in range(self.reuse)
-        ]
-        return [step[rank :: self.workers] for step in steps]
+        first = number * self.ahead
+        steps = range(first, min(first + self.ahead, self.steps))
+        return [self.asked(step)[rank :: self.workers] for step in steps]
 
-    def step(self, number: int) -> list[Turn]:
-        """What all workers ask for an on-policy step, worker after worker."""
-        drawing, step = divmod(number, self.reuse)
-        return list(
-            chain.from_iterable(self.drawing(drawing, rank)[step] for rank in range(self.workers))
-        )
+
+def answers_a_step(data: TrainSet, config: TrainConfig, workers: int) -> int:
+    """Answers of a worker in a step: they fill its sequences if they are as long as the teacher's.
+
+    Args:
+        data: the teacher's answers.
+    """
+    room = config.sequences * (config.sequence_length - len(data.prefix))
+    return max(1, round(room / float(np.mean(data.lengths)) / workers))
+
+
+def shares_of(
+    data: TrainSet, config: TrainConfig, workers: int, prompts: int, seed: int
+) -> Shares | None:
+    """Who asks the student what; None: the recipe is not on-policy."""
+    if config.on_policy is None:
+        return None
+    each = answers_a_step(data, config, workers)
+    return Shares(prompts, each, workers, config.on_policy.ahead, config.own_steps, seed)
 
 
 Drawn = list[tuple[str, list[int], list[int]]]  # of a step: key, prompt and answer of the teacher's
@@ -167,69 +173,70 @@ class Rollouts:
         self.rank, self.shares, self.judge = rank, shares, judge
         self.policy: OnPolicy = config.on_policy
         self.length = config.sequence_length
+        self.rows = math.ceil(config.sequences / shares.workers)
         self.student = _speaker(student)
-        self.prefix = [piece for token in judge.prefix for piece in judge.vocabulary.pieces(token)]
+        self.recut = Recut(judge.tokenizer, judge.vocabulary)
+        self.prefix = self.spelled(judge.prefix)
         self.pending: list[Drawn] = []
 
     def next(self, number: int) -> tuple[Packed, TrainSet, str]:
-        """The sequences of this on-policy step, their set, and the SHA-256 of what was said."""
-        drawing, step = divmod(number, self.shares.reuse)
+        """The sequences of this on-policy step, their set, and the SHA-256 of what they say.
+
+        No more sequences than a step of the teacher's text has: what is left over, because the
+        student says more than its teacher, is dropped.
+        """
+        drawing, step = divmod(number, self.shares.ahead)
         if step == 0:
             self.pending = self._draw(drawing)
         drawn = self.pending.pop(0)
-        data = self._judged([Example(key, tuple(ask), tuple(say)) for key, ask, say in drawn])
-        texts = data.examples
-        return (
-            pack(data.prefix.tolist(), texts, self.length, longest_first(texts)),
-            data,
-            sha256_json([[key, answer] for key, _, answer in drawn]),
-        )
+        data = self.judged([Example(key, tuple(ask), tuple(say)) for key, ask, say in drawn])
+        packed = pack(data.prefix.tolist(), data.examples, self.length)
+        packed = packed.rows(slice(self.rows), whole=True)
+        return packed, data, _digest(packed, data)
 
-    def _draw(self, number: int) -> list[Drawn]:
-        """Ask the student, as it is now, all that a drawing asks."""
+    def say(self, requests: Sequence[Request]) -> dict[str, list[int]]:
+        """Answers of the student as it is now, by the requests' keys, in the teacher's tokens."""
         vocabulary, judge = self.judge.vocabulary, self.judge
-        asked = [
-            [(turn, judge.prompts[turn.prompt]) for turn in step]
-            for step in self.shares.drawing(number, self.rank)
-        ]
-        requests = [
-            [
-                Request.make(
-                    key,
-                    [piece for token in ids for piece in vocabulary.pieces(token)],
-                    self.shares.seed,
-                    turn.draw,
-                )
-                for turn, (key, ids) in step
-            ]
-            for step in asked
-        ]
-        every = list(chain.from_iterable(requests))
+        ends = [vocabulary.whole(token) for token in judge.stop_ids]
         drawing = Drawing(
             self.policy.temperature,
             self.policy.top_p,
             vocabulary.size,
             judge.max_new_tokens,
-            len(every),
-            tuple(end for end in map(vocabulary.whole, judge.stop_ids) if end is not None),
+            min(judge.slots, len(requests)),
+            tuple(end for end in ends if end is not None),
         )
-        sampler = Sampler(
-            self.student, self.prefix, drawing, places_for(self.prefix, every, drawing)
-        )
-        said = {request.key: answer.tokens for request, answer in sampler.draw(every)}
+        places = places_for(self.prefix, requests, drawing)
+        sampler = Sampler(self.student, self.prefix, drawing, places)
+        return {
+            request.key: self.recut.tokens(answer.tokens)
+            for request, answer in sampler.draw(requests)
+        }
+
+    def _draw(self, number: int) -> list[Drawn]:
+        """Ask the student, as it is now, all that a drawing asks."""
+        turns_of = self.shares.drawing(number, self.rank)
+        steps = [[self._request(turn) for turn in step] for step in turns_of]
+        said = self.say([request for step in steps for request, _, _ in step])
         return [
-            [
-                (key, list(ids), teacher_tokens(said[request.key], judge))
-                for request, (_, (key, ids)) in zip(step, asks, strict=True)
-            ]
-            for step, asks in zip(requests, asked, strict=True)
+            [(key, list(ids), said[request.key]) for request, key, ids in step] for step in steps
         ]
 
-    def _judged(self, drawn: Sequence[Example]) -> TrainSet:
+    def _request(self, turn: Turn) -> tuple[Request, str, tuple[int, ...]]:
+        """What the student is asked; key and own tokens of the teacher's of the prompt."""
+        key, ids = self.judge.prompts[turn.prompt]
+        # Draws of its own: by the teacher's the student would be led back to the teacher's text.
+        asked = Request.make(key, self.spelled(ids), self.shares.seed, turn.draw, whose="student")
+        return asked, key, ids
+
+    def spelled(self, tokens: Sequence[int]) -> list[int]:
+        """The teacher's tokens in the student's."""
+        return [piece for token in tokens for piece in self.judge.vocabulary.pieces(token)]
+
+    def judged(self, drawn: Sequence[Example]) -> TrainSet:
         """What was said as a training set, with the teacher's states as its targets."""
         judge = self.judge
-        found = [self._fitting(example) for example in drawn]
-        examples = [example for example in found if example.answer]
+        examples = [one for one in map(self._fitting, drawn) if one.answer]
         respelled = [respell(example, judge.vocabulary) for example in examples]
         laid, signalled_N = lay(self.prefix, examples, respelled)
         head = judge.model.lm_head.weight.detach()
@@ -247,28 +254,18 @@ class Rollouts:
 
     def _fitting(self, example: Example) -> Example:
         """The example, its answer cut off where a sequence ends."""
-        room = self.length - len(self.prefix)
-        while True:
-            tokens = respell(example, self.judge.vocabulary).tokens
-            if len(tokens) <= room or not example.answer:
-                return example
-            most = max(0, len(example.answer) - (len(tokens) - room))
-            example = Example(example.key, example.prompt, example.answer[:most])
+        pieces = [len(self.judge.vocabulary.pieces(token)) for token in example.tokens]
+        ends = np.cumsum(pieces) + len(self.prefix)
+        most = int((ends <= self.length).sum()) - len(example.prompt)
+        return Example(example.key, example.prompt, example.answer[: max(0, most)])
 
 
-def teacher_tokens(said: Sequence[int], judge: Judge) -> list[int]:
-    """The student's text in the teacher's tokens, as the teacher's tokenizer cuts it.
-
-    Where that is another text, since bytes are no characters or the tokenizer changes what it
-    cuts, each token stands for itself, up to the first that the teacher lacks.
-    """
-    text = judge.vocabulary.tokenizer.decode(said, skip_special_tokens=False)
-    found: list[int] = judge.tokenizer.encode(text, add_special_tokens=False).ids
-    back = judge.tokenizer.decode(found, skip_special_tokens=False)
-    if back == text and NO_CHARACTER not in text:
-        return found
-    own: list[int] = judge.vocabulary.teacher_ids_V[list(said)].tolist()
-    return own[: own.index(ABSENT)] if ABSENT in own else own
+def _digest(packed: Packed, data: TrainSet) -> str:
+    """SHA-256 of keys and tokens of the examples in some sequences, in the set's order."""
+    ends = np.cumsum(data.lengths)
+    there = np.unique(np.searchsorted(ends, packed.source_RT[packed.source_RT >= 0], side="right"))
+    texts = data.examples
+    return sha256_json([[data.keys[one].decode(), texts[one]] for one in there])
 
 
 @torch.inference_mode()

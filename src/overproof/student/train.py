@@ -5,8 +5,9 @@ then updates its own share of the parameters in fp32 (the optimizer's state is n
 ZeRO stage 1, arXiv 1910.02054). No core waits for another inside a step, which is where two
 OpenMP threads lose a sixth of their time (docs/log.md).
 
-What a step computes follows from the seed and its number alone, and sums are taken in the order
-of the workers, so a run that was killed and resumed ends in the same bits.
+What a step computes follows from the seed, its number and the weights, and for a student that
+speaks from what it has said already, which checkpoints hold. Sums are taken in the order of the
+workers. So a run that was killed and resumed ends in the same bits.
 """
 
 from __future__ import annotations
@@ -34,10 +35,8 @@ from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.workers import CONTEXT, sharing, spread  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
-from overproof.student.rollouts import Judge, Shares, answers_a_step  # noqa: E402
+from overproof.student.rollouts import Judge, Shares, shares_of  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
-
-BARRIER_SECONDS = 600.0  # a step takes seconds; a worker that is this late is dead
 
 
 class Step(NamedTuple):
@@ -101,11 +100,9 @@ class Task:
 
     def shares(self, data: TrainSet) -> Shares | None:
         """Who asks the student what."""
-        policy = self.config.on_policy
-        if policy is None or self.judge is None:
+        if self.judge is None:
             return None
-        each = answers_a_step(data, self.config, self.workers)
-        return Shares(len(self.judge.prompts), each, self.workers, policy.reuse, self.seed)
+        return shares_of(data, self.config, self.workers, len(self.judge.prompts), self.seed)
 
 
 def train(
@@ -163,22 +160,19 @@ def train(
 def record_keys(
     data: TrainSet, config: TrainConfig, seed: int, workers: int, prompts: Sequence[str] = ()
 ) -> Iterator[list[str]]:
-    """Keys of the records of each step.
+    """Keys of the records of each step: those in it, or those that the student is asked for it.
 
     Args:
         prompts: keys of what the student is asked, where the recipe is on-policy.
     """
-    shares = None
-    if config.on_policy:
-        each = answers_a_step(data, config, workers)
-        shares = Shares(len(prompts), each, workers, config.on_policy.reuse, seed)
+    shares = shares_of(data, config, workers, len(prompts), seed)
     cached = batches(data, config, seed)
     for step in range(config.steps):
         number = config.own_step(step)
         if number is None or shares is None:
             yield data.records(next(cached).source_RT)
         else:
-            yield [prompts[turn.prompt] for turn in shares.step(number)]
+            yield [prompts[turn.prompt] for turn in shares.asked(number)]
 
 
 def _run_workers(shared: Shared, task: Task, start: int) -> Iterator[Step]:
@@ -238,22 +232,23 @@ def _work(
     worker = Worker(rank, task.workers, shared, config, data, task.judge, task.shares(data))
     done = Trained(task.workers)
     if start:
-        done = _read_progress(folder / f"step-{start}")
-        worker.restore(folder / f"step-{start}")
+        last = _checkpoint_at(folder, start, task.workers)
+        done = _read_progress(last)
+        worker.restore(last)
     saved = time.monotonic()
     cached = batches(data, config, task.seed)
     for step in range(config.steps):
         batch = next(cached) if config.own_step(step) is None else None
         if step < start:
             continue
-        barrier.wait(BARRIER_SECONDS)
-        # All have updated and none does before the next barrier but one: the weights stand still.
+        barrier.wait()
+        # All have updated, and none does again before all gradients are there.
         due = rank == 0 and step % config.digest_steps == 0
         weights = shared.master.sha256() if due else None
         part = worker.take(batch, step)
-        barrier.wait(BARRIER_SECONDS)
+        barrier.wait()
         worker.gradients(part, step)
-        barrier.wait(BARRIER_SECONDS)
+        barrier.wait()
         worker.gather()
         if rank == 0:
             said = (
@@ -263,18 +258,19 @@ def _work(
             done.add(found)
             results.put(found)
             shared.save[0] = time.monotonic() - saved > config.checkpoint_seconds
-        barrier.wait(BARRIER_SECONDS)
+        barrier.wait()
         worker.update(step)
         if shared.save[0]:
             saved = time.monotonic()
-            _checkpoint(worker, folder / f"step-{step + 1}", done, barrier)
+            at = _checkpoint_at(folder, step + 1, task.workers)
+            _checkpoint(worker, at, done, barrier)
 
 
 def _checkpoint(worker: Worker, folder: Path, done: Trained, barrier: threading.Barrier) -> None:
     """All shares first, then the file that makes them count, then the older ones go."""
     folder.mkdir(exist_ok=True)
     worker.save(folder)
-    barrier.wait(BARRIER_SECONDS)
+    barrier.wait()
     if worker.rank == 0:
         write_atomic(folder / "progress.json", json.dumps(asdict(done)).encode())
         for old in folder.parent.glob("step-*"):
@@ -296,17 +292,12 @@ def _read_progress(folder: Path) -> Trained:
     return Trained(**state)
 
 
-def _last_checkpoint(folder: Path, workers: int) -> Trained:
-    """That of the last whole checkpoint made by as many workers; of none, no step.
+def _checkpoint_at(folder: Path, step: int, workers: int) -> Path:
+    return folder / f"step-{step}-by-{workers}"
 
-    Those of another number of workers are removed: their files would stand among the next ones.
-    """
-    best = Trained(workers)
-    for path in folder.glob("step-*"):
-        whole = (path / "progress.json").is_file()
-        found = _read_progress(path) if whole else Trained(0)
-        if found.workers != workers:
-            _remove(path)
-        elif len(found.losses) > len(best.losses):
-            best = found
-    return best
+
+def _last_checkpoint(folder: Path, workers: int) -> Trained:
+    """That of the last whole checkpoint made by as many workers; of none, no step."""
+    whole = (path.parent for path in folder.glob(f"step-*-by-{workers}/progress.json"))
+    found = (_read_progress(path) for path in whole)
+    return max(found, key=lambda done: len(done.losses), default=Trained(workers))

@@ -30,16 +30,23 @@ class Request:
 
     @staticmethod
     def make(
-        record: str, ids: Sequence[int], seed: int, draw: int = 0, *, signals: bool = False
+        record: str,
+        ids: Sequence[int],
+        seed: int,
+        draw: int = 0,
+        *,
+        signals: bool = False,
+        whose: str = "",
     ) -> Request:
         """A request whose seed follows from its key and the recipe's seed.
 
         Args:
             record: key of the record that asks, without a slash.
             draw: number of the answer among those to this record.
+            whose: who is asked, if not the teacher: each has draws of its own.
         """
         key = f"{record}/{draw}"
-        own = int(sha256_bytes(f"{seed}:{key}".encode())[:15], 16)
+        own = int(sha256_bytes(f"{seed}:{whose}{key}".encode())[:15], 16)
         return Request(key, tuple(ids), own, signals)
 
     @property

@@ -194,9 +194,10 @@ def choose(part: Exact, uniform_P: Tensor, drawing: Drawing) -> Tensor:
     if drawing.top_p >= 1.0 and drawing.top_k >= part.logits_PV.shape[1]:
         # From all of them there is nothing to sort.
         reached_PV = torch.softmax(part.logits_PV / drawing.temperature, dim=-1).cumsum(-1)
-        threshold = uniform_P[:, None].to(reached_PV.dtype) * reached_PV[:, -1:]
-        found = torch.searchsorted(reached_PV, threshold, right=True)[:, 0]
-        return found.clamp_max(reached_PV.shape[1] - 1)
+        whole_P1 = reached_PV[:, -1:]
+        threshold_P1 = uniform_P[:, None].to(reached_PV.dtype) * whole_P1
+        found_P = torch.searchsorted(reached_PV, threshold_P1, right=True)[:, 0]
+        return found_P.minimum((reached_PV < whole_P1).sum(-1))  # a uniform may round to 1
     # Taken apart from the signals' own: of equal logits, which come first depends on the count.
     top_PK, ids_PK = part.top(drawing.top_k)
     mass_PK = torch.softmax(top_PK / drawing.temperature, dim=-1)

@@ -28,7 +28,7 @@ SHAPE = (
     "train.learning_rate=0.02",
 )  # fmt: skip
 COUNT = 40
-OWN = "{warm_start: 0.1, fraction: 0.5, reuse: 2}"
+OWN = "{warm_start: 0.1, fraction: 0.5, ahead: 2}"
 
 
 def stages(store: Path, asked: Recipe) -> dict[str, Artifact]:

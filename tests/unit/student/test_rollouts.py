@@ -21,11 +21,12 @@ from overproof.student.rollouts import (
     Judge,
     Rollouts,
     Shares,
+    Turn,
     answers_a_step,
-    teacher_tokens,
     turns,
 )
 from overproof.student.train import Trained, record_keys, train
+from overproof.teacher.request import Request
 
 SMALL = 300  # tokens of a student that has to spell some of its teacher's
 
@@ -42,14 +43,14 @@ def judge(size: int = tiny.TOKENS, **changes) -> Judge:
 
 
 def config(**changes):
-    policy = OnPolicy(**{"warm_start": 0.25, "fraction": 0.5, "reuse": 2} | changes)
+    policy = OnPolicy(**{"warm_start": 0.25, "fraction": 0.5, "ahead": 2} | changes)
     return training.config(on_policy=policy)
 
 
-def rollouts(of: Judge, rank: int = 0, *, workers: int = 1, answers: int = 5, reuse: int = 2):
+def rollouts(of: Judge, *, answers: int = 5, ahead: int = 2, steps: int = 9):
     student = tiny.model(layers=2, seed=1, vocabulary=of.vocabulary.size)
-    shares = Shares(len(of.prompts), answers, workers, reuse, 7)
-    return Rollouts(rank, shares, student, of, config(reuse=reuse))
+    shares = Shares(len(of.prompts), answers, 1, ahead, steps, 7)
+    return Rollouts(0, shares, student, of, config(ahead=ahead))
 
 
 @settings(deadline=None)
@@ -59,15 +60,18 @@ def rollouts(of: Judge, rank: int = 0, *, workers: int = 1, answers: int = 5, re
     fraction=st.floats(0.01, 1),
 )
 def test_the_schedule_warms_up_and_then_keeps_its_fraction(steps, warm, fraction) -> None:
-    wanted = training.config(
-        steps=steps, on_policy=OnPolicy(warm_start=warm, fraction=fraction, reuse=3)
-    )
-    numbers = [wanted.own_step(step) for step in range(steps)]
+    policy = OnPolicy(warm_start=warm, fraction=fraction, ahead=3)
+    numbers = [policy.number(step, steps) for step in range(steps)]
     own = [number for number in numbers if number is not None]
     assert own == list(range(len(own)))
     first = int(np.ceil(warm * steps - 1e-9))
     assert all(number is None for number in numbers[:first])
     assert abs(len(own) - fraction * (steps - first)) < 1 + 1e-6
+
+
+def test_a_section_that_is_never_seen_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no step of its own among 12"):
+        config(warm_start=1.0)
 
 
 def test_no_on_policy_section_no_on_policy_step() -> None:
@@ -83,16 +87,19 @@ def test_every_prompt_is_asked_once_before_any_is_asked_again() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(workers=st.integers(1, 5), answers=st.integers(1, 6), reuse=st.integers(1, 4))
-def test_workers_share_a_drawing_without_overlap(workers, answers, reuse) -> None:
-    shares = Shares(11, answers, workers, reuse, 3)
+@given(workers=st.integers(1, 5), answers=st.integers(1, 6), ahead=st.integers(1, 4))
+def test_workers_share_a_drawing_without_overlap(workers, answers, ahead) -> None:
+    shares = Shares(11, answers, workers, ahead, 3 * ahead - 1, 3)
+    steps = 0
     for drawing in range(3):
         own = [shares.drawing(drawing, rank) for rank in range(workers)]
         assert all(len(step) == answers for steps in own for step in steps)
-        for step in range(reuse):
-            of_all = shares.step(drawing * reuse + step)
-            assert of_all == [turn for steps in own for turn in steps[step]]
-            assert len(set(of_all)) == len(of_all)
+        for number in range(len(own[0])):
+            asked = shares.asked(steps)
+            assert sorted(asked) == sorted(turn for steps in own for turn in steps[number])
+            assert len(set(asked)) == len(asked)
+            steps += 1
+    assert steps == 3 * ahead - 1  # the last drawing draws for no step that does not come
 
 
 def test_a_step_of_own_text_is_about_as_long_as_one_of_the_teachers(examples) -> None:
@@ -105,7 +112,8 @@ def test_a_step_of_own_text_is_about_as_long_as_one_of_the_teachers(examples) ->
 def test_the_target_is_the_teachers_whole_distribution_after_what_the_student_said() -> None:
     of = judge()
     packed, data, _ = rollouts(of).next(0)
-    assert data.keys.tolist() == [key.encode() for key in dict.fromkeys(keys(of, 0))]
+    asked = [of.prompts[turn.prompt][0].encode() for turn in Shares(30, 5, 1, 2, 9, 7).asked(0)]
+    assert data.keys.tolist() == asked
     student = tiny.model(layers=2, seed=5)
     seen = 0
     for row in range(len(packed.tokens_RT)):
@@ -125,12 +133,7 @@ def test_the_target_is_the_teachers_whole_distribution_after_what_the_student_sa
             wanted = (log_q.exp() * (log_q - log_p)).sum(-1)[learned]
             torch.testing.assert_close(loss, wanted, rtol=0.03, atol=0.01)  # bf16 states
             seen += int(learned.sum())
-    assert seen == data.weight_N.sum() > 10
-
-
-def keys(of: Judge, number: int, answers: int = 5, workers: int = 1, reuse: int = 2) -> list[str]:
-    shares = Shares(len(of.prompts), answers, workers, reuse, 7)
-    return [of.prompts[turn.prompt][0] for turn in shares.step(number)]
+    assert seen > 10
 
 
 def test_the_prompt_and_the_later_pieces_of_a_spelling_are_not_judged() -> None:
@@ -152,47 +155,33 @@ def spoken(of: Judge, ids) -> str:
     return of.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
-def test_text_is_cut_as_the_teacher_cuts_it() -> None:
-    of = judge(SMALL)
-    text = "Where is my parcel? It was due on Monday."
-    cut = of.tokenizer.encode(text).ids
-    said = [piece for token in cut for piece in of.vocabulary.pieces(token)]
-    assert len(said) > len(cut)
-    assert teacher_tokens([*said, 0], of) == [*cut, 0]
-
-
-def test_bytes_that_are_no_text_stand_for_themselves() -> None:
-    of = judge()
-    start = of.tokenizer.encode("Yes ").ids
-    half = of.tokenizer.encode("é").ids[:1]
-    assert of.tokenizer.decode(half) == "\ufffd"
-    assert teacher_tokens([*start, *half, *start], of) == [*start, *half, *start]
-
-
-def test_a_token_that_the_teacher_lacks_ends_them() -> None:
-    of = judge()
-    ids = of.vocabulary.teacher_ids_V.copy()
-    ids[40] = -1
-    half = of.tokenizer.encode("é").ids[:1]
-    lacking = judge(vocabulary=replace(of.vocabulary, teacher_ids_V=ids))
-    assert teacher_tokens([*half, 50, 40, 60], lacking) == [*half, 50]
-
-
-def test_a_tokenizer_that_changes_the_text_is_not_asked() -> None:
-    from tokenizers import Tokenizer, normalizers
-
-    lower = Tokenizer.from_str(tiny.tokenizer().to_str())
-    lower.normalizer = normalizers.Lowercase()
-    of = judge(tokenizer=lower)
-    said = tiny.tokenizer().encode("Where is my parcel?").ids
-    assert teacher_tokens(said, of) == said
-
-
 def test_an_answer_that_no_sequence_holds_is_cut() -> None:
     of = judge(max_new_tokens=training.ROOM)
     packed, data, _ = rollouts(of).next(0)
     assert data.lengths.max() <= training.ROOM - len(training.HEAD)
     assert packed.tokens_RT.shape[1] == training.ROOM
+
+
+def test_a_student_that_says_more_than_its_teacher_makes_no_step_larger() -> None:
+    packed, data, said = rollouts(judge(max_new_tokens=40), answers=30).next(0)
+    assert len(packed.tokens_RT) == training.config().sequences
+    assert packed.source_RT.max() < len(data.tokens_N) - 1
+    few = rollouts(judge(max_new_tokens=40), answers=30, ahead=1).next(0)
+    assert said == few[2]
+
+
+def test_the_students_draws_are_not_those_that_its_teachers_text_was_drawn_with() -> None:
+    of = judge()
+    own, *_ = rollouts(of)._request(Turn(0, 0))
+    theirs = Request.make(*of.prompts[0], 7)
+    assert own.key == theirs.key
+    assert own.seed != theirs.seed
+
+
+def test_slots_are_no_more_than_the_recipe_says() -> None:
+    few, many = rollouts(judge(slots=8), answers=12), rollouts(judge(slots=64), answers=12)
+    assert few.next(0)[0].tokens_RT.shape[1] == many.next(0)[0].tokens_RT.shape[1]
+    assert len(few.pending[0]) == len(many.pending[0]) == 12
 
 
 def test_a_drawing_is_used_step_after_step_and_then_made_anew() -> None:
@@ -213,7 +202,7 @@ def test_the_sampler_leaves_the_training_model_as_it_is() -> None:
     of = judge()
     student = tiny.model(layers=2, seed=1)
     before = student.config._attn_implementation
-    made = Rollouts(0, Shares(30, 5, 1, 2, 7), student, of, config())
+    made = Rollouts(0, Shares(30, 5, 1, 2, 9, 7), student, of, config())
     made.next(0)
     assert student.config._attn_implementation == before
     assert {p.data_ptr() for p in made.student.parameters()} == {
@@ -251,7 +240,7 @@ def test_records_of_an_on_policy_step_are_those_that_were_asked(examples) -> Non
 def test_reverse_kl_falls_where_the_student_learns_from_its_own_text(
     examples, tmp_path: Path
 ) -> None:
-    wanted = training.config(steps=40, on_policy=OnPolicy(warm_start=0.0, fraction=1.0, reuse=2))
+    wanted = training.config(steps=40, on_policy=OnPolicy(warm_start=0.0, fraction=1.0, ahead=2))
     model = training.student()
     done = train(model, examples, wanted, 3, tmp_path, tiny.meter(40), judge())
     assert isinstance(done, Trained)

@@ -51,13 +51,14 @@ def judge(size: int = tiny.TOKENS, count: int = 30) -> Judge:
         tuple((one.key, one.prompt) for one in tiny.examples(count)),
         (0,),
         12,
+        64,
     )
 
 
 def main(folder: Path, steps: int, whose: str) -> None:
     model = student()
     resumed = any((folder / "scratch").glob("step-*/progress.json"))
-    own = OnPolicy(warm_start=0.1, fraction=0.6, reuse=3) if whose == "own" else None
+    own = OnPolicy(warm_start=0.1, fraction=0.6, ahead=3) if whose == "own" else None
     wanted = config(steps=steps, checkpoint_seconds=1, on_policy=own)
     data(folder / "examples")
     done = train(
