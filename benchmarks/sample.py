@@ -24,9 +24,9 @@ import torch  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.teacher import local  # noqa: E402
-from overproof.teacher.answers import shared_prefix  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
 from overproof.teacher.kept import Kept, TopK  # noqa: E402
+from overproof.teacher.prompts import shared_prefix  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
 from overproof.teacher.sample import draw_all  # noqa: E402
 

@@ -22,7 +22,7 @@ from overproof.policy import obligations
 from overproof.release.quality import demand_speed_target
 from overproof.release.words import duration
 from overproof.student import shape
-from overproof.teacher import answers, local
+from overproof.teacher import local, prompts
 from overproof.teacher.kept import kept_of
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
@@ -57,7 +57,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
     decision, demanded = obligations.permit(recipe, resource, place)
     shape.demand_size(config, recipe.student)
     demand_speed_target(recipe.export)
-    answers.demand_sequence(1, recipe)  # of the prompts nothing is known yet
+    prompts.demand_sequence(1, recipe)  # of the prompts nothing is known yet
     teacher, student = _sizes(config, recipe)
     answer, examples = _answer_tokens(recipe), _examples(recipe)
     seconds = _seconds(recipe, teacher, student)

@@ -36,9 +36,9 @@ from overproof.student import initial  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, Divergence, divergence  # noqa: E402
 from overproof.student.losses import Dense, divergence_of  # noqa: E402
 from overproof.teacher import local  # noqa: E402
-from overproof.teacher.answers import shared_prefix  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.kept import TopK  # noqa: E402
+from overproof.teacher.prompts import shared_prefix  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
 from overproof.teacher.sample import Sampler, places_for  # noqa: E402
 from overproof.teacher.signals import shard_signals  # noqa: E402

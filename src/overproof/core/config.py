@@ -56,6 +56,18 @@ class SampleConfig(Section):
     top_k: Positive = Field(64, description="draw from this many most likely tokens")
     max_new_tokens: Positive = Field(96, description="longest answer, tokens")
     batch: Positive = Field(96, description="rows decoded together by each core")
+    verified: bool = Field(
+        False, description="train only on answers that pass the check of their record"
+    )
+    shortest: Positive | None = Field(
+        None, description="of a prompt's right answers keep this many, the shortest; all by default"
+    )
+
+    @model_validator(mode="after")
+    def _shortest_of_the_right(self) -> Self:
+        if self.shortest is not None and not self.verified:
+            raise ValueError("shortest chooses among right answers: it needs verified: true")
+        return self
 
 
 class StudentConfig(Section):

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe
 from overproof.core.console import meter
 from overproof.core.digest import pretty, sha256_bytes, sha256_file, sha256_json
-from overproof.core.errors import UsageError
-from overproof.data import dataset
-from overproof.data.records import lone_prompt
 from overproof.teacher.cache import SHARD_EXAMPLES, Binding, describe, shard_file, write_shard
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
 from overproof.teacher.kept import Kept, Signals, kept_of
 from overproof.teacher.local import Teacher
-from overproof.teacher.request import Drawing, Request
+from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
+from overproof.teacher.request import Drawing, Request, Said
 from overproof.teacher.sample import draw_all
+from overproof.teacher.verified import right, shortest
 
-TRAIN, HELDOUT, PREFIX, TEXTS = "train.jsonl", "heldout.jsonl", "prefix.json", "prompts.json"
+PREFIX, TEXTS = "prefix.json", "prompts.json"
 MADE_OF = "made_of.json"
 
 
@@ -61,7 +56,8 @@ def sample(
     2. Draw the answers, several a training prompt if the recipe says so; each is kept in a
        journal as soon as it ends, a training answer with its signals (and those of its prompt)
        if the recipe says so.
-    3. Write them draw after draw, in the order of the prompts, a prompt's equal answers once.
+    3. Leave out those that do not pass their record's check, if the recipe says so.
+    4. Write them draw after draw, in the order of the prompts, a prompt's equal answers once.
        Signals are written in the same order.
 
     Args:
@@ -79,7 +75,7 @@ def sample(
         # 1.
         teacher = load()
         keep = kept.within(teacher.model.config.vocab_size) if kept else None
-        asked = _ask(teacher, train, heldout, recipe)
+        asked = ask(teacher, train, heldout, recipe)
         # 2.
         drawing = Drawing.of(recipe.sample, teacher.stop_ids, keep)
         every = [request for split in asked.requests.values() for request in split]
@@ -90,8 +86,9 @@ def sample(
         ):
             draw_all(teacher.half, asked.prefix, every, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
-            # 3.
-            facts = _write_all(work.folder, asked, journal, keep)
+            # 3. and 4.
+            said, found = _chosen(asked, journal, teacher, recipe)
+            facts = _write_all(work.folder, asked, said, journal, keep) | found
         origin = _origin(teacher, recipe, work.folder / TRAIN)
         (work.folder / MADE_OF).write_text(pretty(origin), encoding="utf-8")
         if keep:
@@ -110,78 +107,36 @@ def sample(
     return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
 
 
-def demand_sequence(prompt: int, recipe: Recipe) -> None:
-    """Refuse, before anything is drawn, answers that may be too long to train on.
-
-    A text that the student has to spell can still be longer; packing tells.
-
-    Args:
-        prompt: tokens of the longest prompt, the shared prefix among them.
-
-    Raises:
-        UsageError: the longest answer to it would not fit a training sequence.
-    """
-    answer, room = recipe.sample.max_new_tokens, recipe.train.sequence_length
-    if prompt + answer > room:
-        raise UsageError(
-            f"train.sequence_length is {room}, too short for the longest prompt and answer",
-            details=[
-                f"an answer of {answer} tokens (sample.max_new_tokens) behind a prompt of {prompt}"
-            ],
-            hint="raise train.sequence_length, or lower sample.max_new_tokens",
-        )
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What the teacher is asked.
-
-    Attributes:
-        prefix: tokens that every conversation starts with.
-        requests: of each split, by its file's name.
-        texts: the held-out prompts as they were certified, by key.
-    """
-
-    prefix: tuple[int, ...]
-    requests: dict[str, list[Request]]
-    texts: dict[str, str]
-
-
-def _ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) -> _Asked:
-    prompts = {
-        TRAIN: _prompts(train, recipe.sample.prompts, recipe.seed),
-        HELDOUT: _prompts(heldout, recipe.sample.heldout_prompts, recipe.seed),
-    }
-    ids = {
-        key: teacher.prompt_ids(prompt, recipe.teacher.system)
-        for split in prompts.values()
-        for key, prompt in split
-    }
-    prefix = shared_prefix(list(ids.values()))
-    own = {key: tokens[len(prefix) :] for key, tokens in ids.items()}
-    demand_sequence(max(len(ids[key]) for key, _ in prompts[TRAIN]), recipe)
-    draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
-    requests = {
-        name: [
-            Request.make(key, own[key], recipe.seed, draw, signals=name == TRAIN)
-            for draw in range(draws[name])
-            for key, _ in split
-        ]
-        for name, split in prompts.items()
-    }
-    return _Asked(prefix, requests, dict(prompts[HELDOUT]))
-
-
-def _write_all(folder: Path, asked: _Asked, journal: Journal, kept: Kept | None) -> Json:
-    """Write what was asked and said; returns the stage's facts."""
+def _chosen(
+    asked: Asked, journal: Journal, teacher: Teacher, recipe: Recipe
+) -> tuple[dict[str, list[Said]], Json]:
+    """The answers that are learned from and measured on; and what their checks found."""
     said = {name: _unique(split, journal) for name, split in asked.requests.items()}
+    config, facts = recipe.sample, Json()
+    if config.verified:
+        facts["checked"] = len(said[TRAIN])
+        said[TRAIN] = right(said[TRAIN], asked.checks, teacher, "answers")
+        facts["right"] = len(said[TRAIN])
+        if config.shortest is not None:
+            said[TRAIN] = shortest(said[TRAIN], config.shortest)
+    return said, facts
+
+
+def _write_all(
+    folder: Path,
+    asked: Asked,
+    said: dict[str, list[Said]],
+    journal: Journal,
+    kept: Kept | None,
+) -> Json:
+    """Write what was asked and said; returns the stage's facts."""
     tokens = {name: _write(folder / name, rows) for name, rows in said.items()}
     if kept:
         _write_signals(folder, said[TRAIN], journal, kept)
     (folder / PREFIX).write_text(json.dumps(list(asked.prefix)), encoding="utf-8")
     (folder / TEXTS).write_text(json.dumps(asked.texts), encoding="utf-8")
     return {
-        "prompts": len({request.record for request in asked.requests[TRAIN]}),
+        "prompts": len({one.request.record for one in said[TRAIN]}),
         "answers": len(said[TRAIN]),
         "heldout_prompts": len(said[HELDOUT]),
         "answer_tokens": sum(tokens.values()),
@@ -189,28 +144,16 @@ def _write_all(folder: Path, asked: _Asked, journal: Journal, kept: Kept | None)
     }
 
 
-class _Said(NamedTuple):
-    """An answer, and what asked for it."""
-
-    request: Request
-    tokens: list[int]
-
-    def positions(self, kept: Kept) -> int:
-        """How many have signals."""
-        example = Example(self.request.record, self.request.ids, tuple(self.tokens))
-        return len(example.targets(prompt=kept.prompts))
-
-
-def _unique(requests: Sequence[Request], journal: Journal) -> list[_Said]:
+def _unique(requests: Sequence[Request], journal: Journal) -> list[Said]:
     """The answers in the order of the requests, a prompt's equal answers once."""
-    found = dict[tuple[str, tuple[int, ...]], _Said]()
+    found = dict[tuple[str, tuple[int, ...]], Said]()
     for request in requests:
         tokens = journal.done[request.key].tokens
-        found.setdefault((request.record, tuple(tokens)), _Said(request, tokens))
+        found.setdefault((request.record, tuple(tokens)), Said(request, tokens))
     return list(found.values())
 
 
-def _write(path: Path, said: Sequence[_Said]) -> int:
+def _write(path: Path, said: Sequence[Said]) -> int:
     """Write the answers of one split; returns their tokens."""
     with path.open("w", encoding="utf-8") as stream:
         for request, tokens in said:
@@ -219,7 +162,7 @@ def _write(path: Path, said: Sequence[_Said]) -> int:
     return sum(len(tokens) for _, tokens in said)
 
 
-def _write_signals(folder: Path, said: Sequence[_Said], journal: Journal, kept: Kept) -> None:
+def _write_signals(folder: Path, said: Sequence[Said], journal: Journal, kept: Kept) -> None:
     """Write the signals that were kept beside the answers, in the same order."""
     for number, start in enumerate(range(0, len(said), SHARD_EXAMPLES)):
         parts = [
@@ -270,30 +213,3 @@ def _examples(samples: Artifact, name: str) -> list[Example]:
     with samples.file(name).open(encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream]
     return [Example(row["key"], tuple(row["prompt"]), tuple(row["answer"])) for row in rows]
-
-
-def _prompts(records: Artifact, count: int, seed: int) -> list[tuple[str, str]]:
-    """Key and text of `count` prompts, drawn by seed; all of them if there are fewer."""
-    rows = list(dataset.rows(records))
-    order = np.random.default_rng(seed).permutation(len(rows))[:count]
-    return [(rows[index].key, _prompt(rows[index])) for index in order]
-
-
-def _prompt(row: dataset.Row) -> str:
-    prompt = lone_prompt(row.record.messages)
-    if prompt is None:
-        raise UsageError(
-            "the teacher can only answer records that are one prompt",
-            details=[f"record {row.key} is something else"],
-            hint="give records with a field `prompt`",
-        )
-    return prompt
-
-
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The tokens that all prompts start with; each keeps at least one of its own."""
-    ids = [tuple(prompt) for prompt in prompts]
-    first, last = min(ids), max(ids)  # what these two share, all share
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    shortest = min(map(len, prompts))
-    return tuple(token for token, _ in itertools.islice(same, shortest - 1))

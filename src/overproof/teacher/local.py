@@ -134,6 +134,11 @@ class Teacher:
             ) from error
         return [int(token) for token in ids]
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the tokens of an answer say, without the token that ends it."""
+        said = tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
+        return str(self.tokenizer.decode(said, skip_special_tokens=False))
+
     @property
     def chat_template(self) -> str:
         """The template of every conversation, and of the student; it prints the same day always."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from overproof.core.config import SampleConfig
 from overproof.core.digest import sha256_bytes
+from overproof.teacher.example import Example
 from overproof.teacher.kept import Kept, Signals
 
 
@@ -96,3 +97,15 @@ class Answer(NamedTuple):
 
     tokens: list[int]
     signals: Signals | None
+
+
+class Said(NamedTuple):
+    """A finished answer, and what asked for it."""
+
+    request: Request
+    tokens: list[int]
+
+    def positions(self, kept: Kept) -> int:
+        """How many have signals."""
+        example = Example(self.request.record, self.request.ids, tuple(self.tokens))
+        return len(example.targets(prompt=kept.prompts))

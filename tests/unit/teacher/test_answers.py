@@ -12,19 +12,13 @@ from safetensors.torch import load_file
 
 from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import UsageError
-from overproof.teacher.answers import (
-    _prompt,
-    _unique,
-    _write,
-    _write_signals,
-    demand_sequence,
-    shared_prefix,
-)
+from overproof.teacher.answers import _unique, _write, _write_signals
 from overproof.teacher.cache import shard_file
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
 from overproof.teacher.kept import TopK
 from overproof.teacher.kept.top_k import TopSignals
+from overproof.teacher.prompts import _prompt, demand_sequence, shared_prefix
 from overproof.teacher.request import Request
 
 PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)

@@ -1,0 +1,152 @@
+"""What the teacher is asked: prompts drawn from the certified data, in its own tokens."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from overproof.core.artifact import Artifact
+from overproof.core.config import Recipe
+from overproof.core.errors import UsageError
+from overproof.data import dataset
+from overproof.data.records import lone_prompt
+from overproof.teacher.checkers import parse
+from overproof.teacher.local import Teacher
+from overproof.teacher.request import Request
+
+TRAIN, HELDOUT = "train.jsonl", "heldout.jsonl"
+
+
+def demand_sequence(prompt: int, recipe: Recipe) -> None:
+    """Refuse, before anything is drawn, answers that may be too long to train on.
+
+    A text that the student has to spell can still be longer; packing tells.
+
+    Args:
+        prompt: tokens of the longest prompt, the shared prefix among them.
+
+    Raises:
+        UsageError: the longest answer to it would not fit a training sequence.
+    """
+    answer, room = recipe.sample.max_new_tokens, recipe.train.sequence_length
+    if prompt + answer > room:
+        raise UsageError(
+            f"train.sequence_length is {room}, too short for the longest prompt and answer",
+            details=[
+                f"an answer of {answer} tokens (sample.max_new_tokens) behind a prompt of {prompt}"
+            ],
+            hint="raise train.sequence_length, or lower sample.max_new_tokens",
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the teacher is asked.
+
+    Attributes:
+        prefix: tokens that every conversation starts with.
+        requests: of each split, by its file's name.
+        texts: the held-out prompts as they were certified, by key.
+        checks: what is right, of the records that say so, by key.
+    """
+
+    prefix: tuple[int, ...]
+    requests: dict[str, list[Request]]
+    texts: dict[str, str]
+    checks: dict[str, Mapping[str, Any]]
+
+
+def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) -> Asked:
+    """Draw the prompts of both splits by the recipe's seed, and render them.
+
+    Raises:
+        UsageError: a record is no single prompt, has no check or none that can be read where the
+            recipe trains on verified answers, or may not fit a training sequence.
+    """
+    prompts = {
+        TRAIN: _prompts(train, recipe.sample.prompts, recipe.seed),
+        HELDOUT: _prompts(heldout, recipe.sample.heldout_prompts, recipe.seed),
+    }
+    ids = {
+        prompt.key: teacher.prompt_ids(prompt.text, recipe.teacher.system)
+        for split in prompts.values()
+        for prompt in split
+    }
+    prefix = shared_prefix(list(ids.values()))
+    own = {key: tokens[len(prefix) :] for key, tokens in ids.items()}
+    demand_sequence(max(len(ids[prompt.key]) for prompt in prompts[TRAIN]), recipe)
+    draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
+    requests = {
+        name: [
+            Request.make(one.key, own[one.key], recipe.seed, draw, signals=name == TRAIN)
+            for draw in range(draws[name])
+            for one in split
+        ]
+        for name, split in prompts.items()
+    }
+    every = [prompt for split in prompts.values() for prompt in split]
+    checks = {prompt.key: prompt.check for prompt in every if prompt.check is not None}
+    if recipe.sample.verified:
+        _demand_checks(prompts[TRAIN])
+    return Asked(prefix, requests, {one.key: one.text for one in prompts[HELDOUT]}, checks)
+
+
+class Prompt(NamedTuple):
+    """One record that the teacher is asked.
+
+    Attributes:
+        check: what is right, if the record says so.
+    """
+
+    key: str
+    text: str
+    check: Mapping[str, Any] | None
+
+
+def _prompts(records: Artifact, count: int, seed: int) -> list[Prompt]:
+    """So many prompts, drawn by seed; all of them if there are fewer."""
+    rows = list(dataset.rows(records))
+    order = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return [
+        Prompt(rows[index].key, _prompt(rows[index]), rows[index].extra.get("check"))
+        for index in order
+    ]
+
+
+def _demand_checks(prompts: Sequence[Prompt]) -> None:
+    for prompt in prompts:
+        if prompt.check is None:
+            raise UsageError(
+                "sample.verified trains on answers that pass a check, and a record has none",
+                details=[f"record {prompt.key}"],
+                hint="give every record a field `check`, see docs/reasoning.md",
+            )
+        try:
+            parse(prompt.check)
+        except UsageError as error:
+            details = [f"record {prompt.key}", *error.details]
+            raise UsageError(error.what, details=details, hint=error.hint) from error
+
+
+def _prompt(row: dataset.Row) -> str:
+    prompt = lone_prompt(row.record.messages)
+    if prompt is None:
+        raise UsageError(
+            "the teacher can only answer records that are one prompt",
+            details=[f"record {row.key} is something else"],
+            hint="give records with a field `prompt`",
+        )
+    return prompt
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The tokens that all prompts start with; each keeps at least one of its own."""
+    ids = [tuple(prompt) for prompt in prompts]
+    first, last = min(ids), max(ids)  # what these two share, all share
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    shortest = min(map(len, prompts))
+    return tuple(token for token, _ in itertools.islice(same, shortest - 1))
