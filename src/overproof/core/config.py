@@ -136,6 +136,9 @@ class EvaluateConfig(Section):
     bootstrap: Positive = Field(1000, description="resamples of the held-out prompts")
     confidence: Fraction = Field(0.95, description="mass of the intervals")
     answers: int = Field(6, ge=0, description="held-out prompts shown in the report, answers too")
+    attempts: Positive = Field(
+        4, description="answers to each held-out problem, where all records have a check: pass@1"
+    )
     exact: bool = Field(
         False, description="every product in fp32, also where bf16 is faster; about twice the time"
     )

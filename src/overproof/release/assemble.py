@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -240,12 +241,8 @@ def _findings(finding: Finding) -> Iterator[Finding]:
 
 
 def _arm(numbers: Json) -> f.Arm:
-    return f.Arm(
-        *(
-            f.Interval(**numbers[name])
-            for name in ("kl_nats_per_token", "top1_agreement", "perplexity")
-        )
-    )
+    fields = (field.name for field in dataclasses.fields(f.Arm))
+    return f.Arm(**{name: f.Interval(**numbers[name]) for name in fields if name in numbers})
 
 
 def _speed(measured: Json) -> f.Speed:

@@ -18,9 +18,9 @@ import yaml
 from overproof.core.contract import CARD, NOTICE
 from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import words
-from overproof.release.conclusion import METRICS, conclude
+from overproof.release.conclusion import conclude
 from overproof.release.facts import Json, ReportFacts, clean
-from overproof.release.report import CLAIMS, LEVELS, TEMPLATES, all_limits, arms
+from overproof.release.report import CLAIMS, LEVELS, TEMPLATES, all_limits, arms, metrics
 
 TAGS = ("distillation", "knowledge-distillation", "overproof", "provenance", "text-generation")
 OTHER = "other"  # the hub's word for a licence that it has no identifier for
@@ -90,7 +90,7 @@ def render(
             licence=licence,
             card_lines=[clean(line) for line in card_lines],
             arms=arms(facts),
-            metrics=METRICS,
+            metrics=metrics(facts),
             conclusion=conclude(facts),
             claims=CLAIMS,
             levels=LEVELS,

@@ -71,6 +71,14 @@ METRICS = (
         "perplexity of the teacher's text",
         higher_is_better=False,
     ),
+    Metric(
+        "pass_at_1",
+        "Problems solved",
+        "by one answer (pass@1)",
+        "problems solved by one answer",
+        higher_is_better=True,
+        share=True,
+    ),
 )
 BELOW = (
     ". It does not count: one of the two is below the teacher's own perplexity, and lower is then "

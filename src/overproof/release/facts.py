@@ -34,11 +34,13 @@ class Arm:
         kl_nats_per_token: forward KL(teacher || model) on the teacher's answers.
         top1_agreement: share of positions where its most likely token is the teacher's, 0 to 1.
         perplexity: of the teacher's answers under this model.
+        pass_at_1: share of held-out problems that one answer of it solves, 0 to 1.
     """
 
     kl_nats_per_token: Interval | None = None
     top1_agreement: Interval | None = None
     perplexity: Interval | None = None
+    pass_at_1: Interval | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from overproof.core.config import ExportConfig, Recipe  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
+from overproof.release import solve  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.export import write_loaded  # noqa: E402
 from overproof.release.speed import measure  # noqa: E402
@@ -71,6 +72,8 @@ def evaluation(
                 length=recipe.train.sequence_length,
                 meter=progress,
             )
+        if solve.checked(answers):
+            solve.add(result, _rates(teacher, answers, vocabulary, arms, recipe, work), recipe)
         result["answers"] = said
         result["tokens"] = sum(len(example.answer) for example in answers.heldout)
         result["prompts"] = len(answers.heldout)
@@ -88,6 +91,31 @@ def evaluation(
     }
     inputs: dict[str, Input] = {"teacher": resource, "samples": samples, **arms}
     return build(store, "evaluation", inputs=inputs, config=config, make=make, layer="release")
+
+
+def _rates(
+    teacher: Teacher,
+    answers: Answers,
+    vocabulary: Vocabulary,
+    arms: Mapping[str, Artifact],
+    recipe: Recipe,
+    work: Work,
+) -> dict[str, solve.Rates]:
+    """How often teacher and arms solve each held-out problem."""
+    folder = work.scratch("solving")
+    rates = {
+        TEACHER: solve.solve(
+            solve.Solver.of_teacher(teacher, answers), answers, recipe, folder, TEACHER
+        )
+    }
+    for name, arm in arms.items():
+        model = first.load_model(arm.path)
+        if device.processor().bf16:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.bfloat16()
+        student = solve.Solver.of_student(model, vocabulary, teacher, answers)
+        rates[name] = solve.solve(student, answers, recipe, folder, name)
+    return rates
 
 
 def result_of(artifact: Artifact) -> Json:

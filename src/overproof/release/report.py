@@ -13,7 +13,7 @@ from markupsafe import Markup
 from overproof.core.digest import pretty
 from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import charts, words
-from overproof.release.conclusion import METRICS, Conclusion, conclude
+from overproof.release.conclusion import METRICS, Conclusion, Metric, conclude
 from overproof.release.facts import Json, Layer, ReportFacts, Run, clean, plain
 
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
@@ -99,7 +99,7 @@ def render(facts: ReportFacts) -> str:
             style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
             charts=drawn,
             arms=arms(facts),
-            metrics=METRICS,
+            metrics=metrics(facts),
             conclusion=conclude(facts),
             runs=runs(facts),
             dropped=dropped(facts),
@@ -123,6 +123,11 @@ def arms(facts: ReportFacts) -> list[tuple[str, str, Any]]:
         ("untrained", "Untrained student", facts.untrained),
     ]
     return [(key, label, arm) for key, label, arm in rows if arm is not None]
+
+
+def metrics(facts: ReportFacts) -> list[Metric]:
+    """Those that were measured of any model."""
+    return [metric for metric in METRICS if any(metric.of(arm) for _, _, arm in arms(facts))]
 
 
 def runs(facts: ReportFacts) -> list[tuple[str, Run]]:

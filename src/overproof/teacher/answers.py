@@ -22,7 +22,7 @@ from overproof.teacher.request import Drawing, Request, Said
 from overproof.teacher.sample import draw_all
 from overproof.teacher.verified import right, shortest
 
-PREFIX, TEXTS = "prefix.json", "prompts.json"
+PREFIX, TEXTS, CHECKS = "prefix.json", "prompts.json", "checks.json"
 MADE_OF = "made_of.json"
 
 
@@ -33,12 +33,14 @@ class Answers:
     Attributes:
         prefix: tokens that every conversation starts with.
         texts: the held-out prompts as they were certified, by key.
+        checks: what is right, of the held-out records that say so, by key.
     """
 
     prefix: tuple[int, ...]
     train: list[Example]
     heldout: list[Example]
     texts: dict[str, str]
+    checks: dict[str, Json]
 
 
 def sample(
@@ -135,6 +137,8 @@ def _write_all(
         _write_signals(folder, said[TRAIN], journal, kept)
     (folder / PREFIX).write_text(json.dumps(list(asked.prefix)), encoding="utf-8")
     (folder / TEXTS).write_text(json.dumps(asked.texts), encoding="utf-8")
+    checks = {key: asked.checks[key] for key in asked.texts if key in asked.checks}
+    (folder / CHECKS).write_text(json.dumps(checks), encoding="utf-8")
     return {
         "prompts": len({one.request.record for one in said[TRAIN]}),
         "answers": len(said[TRAIN]),
@@ -206,7 +210,9 @@ def read(samples: Artifact) -> Answers:
     """The answers of a finished stage."""
     prefix = json.loads(samples.file(PREFIX).read_bytes())
     texts = json.loads(samples.file(TEXTS).read_bytes())
-    return Answers(tuple(prefix), _examples(samples, TRAIN), _examples(samples, HELDOUT), texts)
+    checks = json.loads(samples.file(CHECKS).read_bytes())
+    train, heldout = _examples(samples, TRAIN), _examples(samples, HELDOUT)
+    return Answers(tuple(prefix), train, heldout, texts, checks)
 
 
 def _examples(samples: Artifact, name: str) -> list[Example]:

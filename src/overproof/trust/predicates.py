@@ -198,6 +198,9 @@ class Arm(Open):
     kl_nats_per_token: Interval | None = None
     top1_agreement: Interval | None = None
     perplexity: Interval | None = None
+    pass_at_1: Interval | None = Field(
+        None, description="share of held-out problems that one answer solves, where records say how"
+    )
 
 
 class Evaluation(Open):
@@ -211,7 +214,7 @@ class Evaluation(Open):
         None, description="type in which the models' layers multiplied, bf16 or fp32"
     )
     differences: dict[str, Arm] = Field(
-        {}, description="the student less untrained and control, paired prompt by prompt"
+        {}, description="the student less the model named, paired prompt by prompt"
     )
 
 

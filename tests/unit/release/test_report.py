@@ -62,7 +62,9 @@ class Page(HTMLParser):
 def test_json_holds_every_promised_key(facts: ReportFacts) -> None:
     found = to_json(facts)
     for name in ("teacher", "student", "untrained", "control"):
-        assert set(found[name]) == {"kl_nats_per_token", "top1_agreement", "perplexity"}
+        assert set(found[name]) == {
+            "kl_nats_per_token", "top1_agreement", "perplexity", "pass_at_1",
+        }  # fmt: skip
     assert found["student"]["kl_nats_per_token"].keys() == {"value", "low", "high"}
     assert found["speed"]["student"].keys() == {
         "decode_tokens_per_second", "prefill_tokens_per_second", "peak_memory_bytes",
@@ -179,6 +181,18 @@ def test_page_shows_numbers_with_intervals_units_and_the_proof(page: str) -> Non
         "replayed", "attested", "Distillation helped", "not legal advice",
     ):  # fmt: skip
         assert wanted in text, wanted
+
+
+def test_problems_solved_are_shown_where_they_were_measured(facts: ReportFacts, page: str) -> None:
+    assert "Problems solved" not in page
+    solved = {
+        name: dataclasses.replace(getattr(facts, name), pass_at_1=interval(value, 0.02))
+        for name, value in (("teacher", 0.31), ("student", 0.46))
+    }
+    shown = render(dataclasses.replace(facts, **solved))
+    assert "Problems solved" in shown
+    assert "31.0%" in shown
+    assert "46.0%" in shown
 
 
 def test_every_figure_and_table_has_a_caption(page: str) -> None:

@@ -1,0 +1,126 @@
+"""How often each model solves the held-out problems: pass@1, by the check of each record.
+
+Every model answers each problem several times, drawn as the teacher's training answers were. A
+problem's rate is the share of its right answers; pass@1 is the mean over problems, and problems
+are what the bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from overproof.core import device
+
+device.prepare()
+
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+from overproof.core.artifact import Json  # noqa: E402
+from overproof.core.config import Recipe  # noqa: E402
+from overproof.core.console import meter  # noqa: E402
+from overproof.release.tally import DIFFERENCES, STUDENT, TEACHER, Estimate  # noqa: E402
+from overproof.student.vocabulary import Vocabulary  # noqa: E402
+from overproof.teacher.answers import Answers  # noqa: E402
+from overproof.teacher.checkers.pool import Case, judge  # noqa: E402
+from overproof.teacher.journal import Journal  # noqa: E402
+from overproof.teacher.local import Teacher  # noqa: E402
+from overproof.teacher.request import Drawing, Request  # noqa: E402
+from overproof.teacher.sample import draw_all  # noqa: E402
+
+METRIC = "pass_at_1"
+Rates = NDArray[np.float64]  # share of right answers to each problem
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A model that answers problems, in its own tokens.
+
+    Attributes:
+        prefix: tokens that every conversation starts with.
+        spell: the teacher's tokens in its own. text: an answer without the token that ends it.
+    """
+
+    model: Any
+    prefix: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+    spell: Callable[[Sequence[int]], tuple[int, ...]]
+    text: Callable[[Sequence[int]], str]
+
+    @staticmethod
+    def of_teacher(teacher: Teacher, answers: Answers) -> Solver:
+        """The teacher."""
+        return Solver(teacher.half, answers.prefix, teacher.stop_ids, tuple, teacher.text)
+
+    @staticmethod
+    def of_student(
+        model: Any, vocabulary: Vocabulary, teacher: Teacher, answers: Answers
+    ) -> Solver:
+        """A student of this vocabulary."""
+
+        def spell(tokens: Sequence[int]) -> tuple[int, ...]:
+            return tuple(piece for token in tokens for piece in vocabulary.pieces(token))
+
+        ends = tuple(e for e in map(vocabulary.whole, teacher.stop_ids) if e is not None)
+
+        def text(tokens: Sequence[int]) -> str:
+            said = tokens[:-1] if tokens and tokens[-1] in ends else tokens
+            return str(vocabulary.tokenizer.decode(list(said), skip_special_tokens=False))
+
+        return Solver(model, spell(answers.prefix), ends, spell, text)
+
+
+def checked(answers: Answers) -> bool:
+    """Whether every held-out record says what is right."""
+    return all(example.key in answers.checks for example in answers.heldout)
+
+
+def solve(solver: Solver, answers: Answers, recipe: Recipe, folder: Path, name: str) -> Rates:
+    """The share of right answers to each held-out problem, in their order.
+
+    Args:
+        folder: scratch that outlives a kill; holds the answers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    each = recipe.evaluate.attempts
+    requests = [
+        # Draws of its own: the teacher's answers on the disk are those that others are held to.
+        Request.make(one.key, solver.spell(one.prompt), recipe.seed, draw, whose="solver")
+        for one in answers.heldout
+        for draw in range(each)
+    ]
+    drawing = replace(Drawing.of(recipe.sample, solver.stop_ids), signals=None)
+    expected = len(requests) * recipe.sample.max_new_tokens
+    with (
+        closing(Journal(folder / name)) as journal,
+        meter(f"solving, {name}", expected, "tokens") as progress,
+    ):
+        draw_all(solver.model, solver.prefix, requests, drawing, journal, progress)
+        said = [solver.text(journal.done[request.key].tokens) for request in requests]
+    cases = [
+        Case(answers.checks[request.record], text)
+        for request, text in zip(requests, said, strict=True)
+    ]
+    with meter(f"checking, {name}", len(cases), "answers") as progress:
+        found = judge(cases, device.cores(), progress.advance)
+    right = np.array([one.passed for one in found], np.float64)
+    rates: Rates = right.reshape(-1, each).mean(1)
+    return rates
+
+
+def add(result: Json, rates: Mapping[str, Rates], recipe: Recipe) -> None:
+    """Put pass@1 beside what else was measured, and the student's lead over each other model."""
+    count = len(rates[TEACHER])
+    config = recipe.evaluate
+    draws = np.random.default_rng(recipe.seed).integers(0, count, (config.bootstrap, count))
+    one = np.ones(count)
+    found = {name: Estimate.of(each, one, draws) for name, each in rates.items()}
+    for name, estimate in found.items():
+        result[name][METRIC] = estimate.interval(config.confidence)
+        if name != STUDENT:
+            lead = found[STUDENT].less(estimate).interval(config.confidence)
+            result[DIFFERENCES].setdefault(name, {})[METRIC] = lead
