@@ -145,6 +145,7 @@ def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]
         "evaluate": heldout * answer,
     }
     on_teacher, on_student = teacher.used / REFERENCE_TEACHER, student.used / REFERENCE_STUDENT
+    on_student_drawing = student.used / REFERENCE_TEACHER
     seconds = {}
     for name, count in tokens.items():
         # A training worker has at least one sequence of each step.
@@ -152,6 +153,15 @@ def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]
         larger = on_student if name == "train" else on_teacher
         rate = tokens_per_second(name, matmul.rate())
         seconds[name] = count / rate * larger * REFERENCE_CORES / cores
+    # What the student says is drawn as the teacher's answers are, and read as signals are.
+    own = recipe.train.own_steps * recipe.train.sequences * recipe.train.sequence_length
+    drawn = own * answer / (answer + PROMPT_TOKENS)
+    for name, count, larger in (
+        ("sample", drawn, on_student_drawing),
+        ("signals", own, on_teacher),
+    ):
+        rate = tokens_per_second(name, matmul.rate())
+        seconds["train"] += count / rate * larger * REFERENCE_CORES / device.cores()
     return seconds | {"other": FIXED_SECONDS}
 
 

@@ -93,6 +93,14 @@ def test_signals_take_time_in_a_pass_of_their_own_alone(support: Json) -> None:
     )
 
 
+def test_what_the_student_says_takes_time(support: Json) -> None:
+    before = support["expected_seconds"]["train"]
+    half = made("train.on_policy={warm_start: 0.5, fraction: 0.5}")["expected_seconds"]["train"]
+    every = made("train.on_policy={warm_start: 0.5, fraction: 1}")["expected_seconds"]["train"]
+    assert before < half < every
+    assert every - before == pytest.approx(2 * (half - before), abs=2)
+
+
 def test_more_cores_take_less_time_and_more_memory(machine: Machine) -> None:
     sequences = load_recipe(find_recipe("support")).train.sequences
     machine(2, TILES)
