@@ -32,6 +32,7 @@ def samples(store: Path, asked: Recipe, kept: Signals | None, count: int = 10) -
         (work.folder / "heldout.jsonl").write_text("")
         (work.folder / "prefix.json").write_text(json.dumps(HEAD))
         (work.folder / "prompts.json").write_text("{}")
+        (work.folder / "checks.json").write_text("{}")
         (work.folder / "made_of.json").write_text(json.dumps(ORIGIN))
         return {}
 

@@ -38,8 +38,15 @@ class TopSignals(Signals):
     drawn_NR: Tensor
 
     def spread(self, _head_VE: Tensor | None = None) -> Spread:
-        """See `Signals`."""
-        return Spread(self.ids_NK.long(), self.log_probs_NK.float().exp(), self.drawn_NR.long())
+        """See `Signals`.
+
+        What fp16 has rounded is scaled to what the tail leaves of 1: else the likely tokens could
+        make 1 by themselves, and a small tail would be lost.
+        """
+        probs_NK = self.log_probs_NK.float().exp()
+        kept_N1 = -torch.expm1(self.tail_N)[:, None]
+        probs_NK *= kept_N1 / probs_NK.sum(-1, keepdim=True).clamp_min(torch.finfo().tiny)
+        return Spread(self.ids_NK.long(), probs_NK, self.drawn_NR.long())
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,10 @@ class TopK(Kept):
         exp_PV = ((part.logits_PV - largest_P1) / self.temperature).exp_()
         normaliser_P1 = exp_PV.sum(-1, keepdim=True).log_()
         log_probs_PK = ((values_PK - largest_P1) / self.temperature - normaliser_P1).half()
-        # The tail is what the stored, rounded log-probabilities leave of 1.
-        tail_P = torch.log1p(-log_probs_PK.float().exp().sum(-1).clamp_max(1.0))
-        drawn_PR = draw(exp_PV.scatter_(1, ids_PK, 0.0), offset_P, self.drawn)
+        exp_PV.scatter_(1, ids_PK, 0.0)
+        # Summed over the other tokens: what the kept ones leave of 1 would have few digits.
+        tail_P = exp_PV.sum(-1).log_() - normaliser_P1[:, 0]
+        drawn_PR = draw(exp_PV, offset_P, self.drawn)
         return TopSignals(ids_PK.int(), log_probs_PK, tail_P, drawn_PR.int())
 
     def pack(self, signals: Signals) -> dict[str, Tensor]:
