@@ -80,6 +80,7 @@ METRICS = (
         share=True,
     ),
 )
+PROBLEMS = ". It does not count: how many problems are solved is another question than closeness"
 BELOW = (
     ". It does not count: one of the two is below the teacher's own perplexity, and lower is then "
     "no longer closer"
@@ -169,6 +170,8 @@ def compare(
         if metric.field == "perplexity" and not evaluation.as_is:
             cut = "" if evaluation.top_k is None else f" from {evaluation.top_k} tokens"
             objection = SHARPENED.format(**vars(evaluation), cut=cut)
+        elif metric.field == "pass_at_1":
+            objection = PROBLEMS
         elif metric.field == "perplexity" and own and min(mine.value, theirs.value) < own.value:
             objection = BELOW
         found.append(Comparison(metric, mine, theirs, change, objection))

@@ -299,7 +299,8 @@ class ReportFacts:
         system: system message that every prompt carries, None for none.
         teacher, student, untrained, control: quality on the held-out prompts. `untrained` is the
             student before training, `control` the same student trained by plain cross-entropy.
-        differences: the student less `untrained` and less `control`, paired prompt by prompt.
+        differences: the student less `untrained` and less `control`, paired prompt by prompt; and
+            less the teacher in the problems solved, where they were measured.
         method: how the student was made, one string a paragraph.
         terms: the terms-verdict predicate.
         machine: on which speed was measured: processor, cores, versions; label to value.

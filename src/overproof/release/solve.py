@@ -22,13 +22,14 @@ from numpy.typing import NDArray  # noqa: E402
 
 from overproof.core.artifact import Json  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
-from overproof.core.console import meter  # noqa: E402
+from overproof.core.console import meter, note  # noqa: E402
 from overproof.release.tally import DIFFERENCES, STUDENT, TEACHER, Estimate  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers  # noqa: E402
 from overproof.teacher.checkers.pool import Case, judge  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
+from overproof.teacher.prompts import begins_to_think  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
 from overproof.teacher.sample import draw_all  # noqa: E402
 
@@ -43,6 +44,7 @@ class Solver:
     Attributes:
         prefix: tokens that every conversation starts with.
         spell: the teacher's tokens in its own. text: an answer without the token that ends it.
+        thinking: the chat template has begun the reasoning.
     """
 
     model: Any
@@ -50,11 +52,14 @@ class Solver:
     stop_ids: tuple[int, ...]
     spell: Callable[[Sequence[int]], tuple[int, ...]]
     text: Callable[[Sequence[int]], str]
+    thinking: bool
 
     @staticmethod
     def of_teacher(teacher: Teacher, answers: Answers) -> Solver:
         """The teacher."""
-        return Solver(teacher.half, answers.prefix, teacher.stop_ids, tuple, teacher.text)
+        ends = teacher.stop_ids
+        thinking = _thinking(teacher, answers)
+        return Solver(teacher.half, answers.prefix, ends, tuple, teacher.text, thinking)
 
     @staticmethod
     def of_student(
@@ -71,12 +76,20 @@ class Solver:
             said = tokens[:-1] if tokens and tokens[-1] in ends else tokens
             return str(vocabulary.tokenizer.decode(list(said), skip_special_tokens=False))
 
-        return Solver(model, spell(answers.prefix), ends, spell, text)
+        thinking = _thinking(teacher, answers)
+        return Solver(model, spell(answers.prefix), ends, spell, text, thinking)
+
+
+def _thinking(teacher: Teacher, answers: Answers) -> bool:
+    return begins_to_think(teacher, [*answers.prefix, *answers.heldout[0].prompt])
 
 
 def checked(answers: Answers) -> bool:
-    """Whether every held-out record says what is right."""
-    return all(example.key in answers.checks for example in answers.heldout)
+    """Whether every held-out record says what is right; says so if only some do."""
+    known = sum(example.key in answers.checks for example in answers.heldout)
+    if 0 < known < len(answers.heldout):
+        note(f"pass@1 is left out: {known:,} of {len(answers.heldout):,} records have a check")
+    return 0 < known == len(answers.heldout)
 
 
 def solve(solver: Solver, answers: Answers, recipe: Recipe, folder: Path, name: str) -> Rates:
@@ -100,14 +113,17 @@ def solve(solver: Solver, answers: Answers, recipe: Recipe, folder: Path, name: 
         meter(f"solving, {name}", expected, "tokens") as progress,
     ):
         draw_all(solver.model, solver.prefix, requests, drawing, journal, progress)
-        said = [solver.text(journal.done[request.key].tokens) for request in requests]
+        said = [journal.done[request.key].tokens for request in requests]
+    ended = np.array([tokens[-1] in solver.stop_ids for tokens in said])
     cases = [
-        Case(answers.checks[request.record], text)
-        for request, text in zip(requests, said, strict=True)
+        Case(answers.checks[request.record], solver.text(tokens), solver.thinking)
+        for request, tokens, whole in zip(requests, said, ended, strict=True)
+        if whole
     ]
     with meter(f"checking, {name}", len(cases), "answers") as progress:
         found = judge(cases, device.cores(), progress.advance)
-    right = np.array([one.passed for one in found], np.float64)
+    right = np.zeros(len(said))  # an answer that was cut off is wrong
+    right[ended] = [one.passed for one in found]
     rates: Rates = right.reshape(-1, each).mean(1)
     return rates
 

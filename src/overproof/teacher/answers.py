@@ -117,7 +117,7 @@ def _chosen(
     config, facts = recipe.sample, Json()
     if config.verified:
         facts["checked"] = len(said[TRAIN])
-        said[TRAIN] = right(said[TRAIN], asked.checks, teacher, "answers")
+        said[TRAIN] = right(said[TRAIN], asked, teacher, "answers")
         facts["right"] = len(said[TRAIN])
         if config.shortest is not None:
             said[TRAIN] = shortest(said[TRAIN], config.shortest)

@@ -134,9 +134,13 @@ class Teacher:
             ) from error
         return [int(token) for token in ids]
 
+    def ended(self, answer: Sequence[int]) -> bool:
+        """Whether an answer has its end, and was not cut off."""
+        return bool(answer) and answer[-1] in self.stop_ids
+
     def text(self, tokens: Sequence[int]) -> str:
         """What the tokens of an answer say, without the token that ends it."""
-        said = tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
+        said = tokens[:-1] if self.ended(tokens) else tokens
         return str(self.tokenizer.decode(said, skip_special_tokens=False))
 
     @property

@@ -14,7 +14,8 @@ from overproof.core.config import Recipe
 from overproof.core.errors import UsageError
 from overproof.data import dataset
 from overproof.data.records import lone_prompt
-from overproof.teacher.checkers import parse
+from overproof.teacher.checkers import parse, thinks
+from overproof.teacher.checkers.pool import demand
 from overproof.teacher.local import Teacher
 from overproof.teacher.request import Request
 
@@ -52,12 +53,14 @@ class Asked:
         requests: of each split, by its file's name.
         texts: the held-out prompts as they were certified, by key.
         checks: what is right, of the records that say so, by key.
+        thinking: the chat template has begun the reasoning at the end of a prompt.
     """
 
     prefix: tuple[int, ...]
     requests: dict[str, list[Request]]
     texts: dict[str, str]
     checks: dict[str, Mapping[str, Any]]
+    thinking: bool = False
 
 
 def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) -> Asked:
@@ -90,9 +93,17 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
     }
     every = [prompt for split in prompts.values() for prompt in split]
     checks = {prompt.key: prompt.check for prompt in every if prompt.check is not None}
-    if recipe.sample.verified:
-        _demand_checks(prompts[TRAIN])
-    return Asked(prefix, requests, {one.key: one.text for one in prompts[HELDOUT]}, checks)
+    _demand_checks(prompts[TRAIN], every=recipe.sample.verified)
+    _demand_checks(prompts[HELDOUT], every=False)
+    texts = {one.key: one.text for one in prompts[HELDOUT]}
+    return Asked(
+        prefix, requests, texts, checks, begins_to_think(teacher, next(iter(ids.values())))
+    )
+
+
+def begins_to_think(teacher: Teacher, prompt: Sequence[int]) -> bool:
+    """Whether the chat template ends in reasoning that it has begun; of any rendered prompt."""
+    return thinks(str(teacher.tokenizer.decode(prompt, skip_special_tokens=False)))
 
 
 class Prompt(NamedTuple):
@@ -117,9 +128,16 @@ def _prompts(records: Artifact, count: int, seed: int) -> list[Prompt]:
     ]
 
 
-def _demand_checks(prompts: Sequence[Prompt]) -> None:
+def _demand_checks(prompts: Sequence[Prompt], *, every: bool) -> None:
+    """Refuse checks that cannot be read or cannot work here, before anything is drawn.
+
+    Args:
+        every: each prompt must have one.
+    """
     for prompt in prompts:
         if prompt.check is None:
+            if not every:
+                continue
             raise UsageError(
                 "sample.verified trains on answers that pass a check, and a record has none",
                 details=[f"record {prompt.key}"],
@@ -130,6 +148,8 @@ def _demand_checks(prompts: Sequence[Prompt]) -> None:
         except UsageError as error:
             details = [f"record {prompt.key}", *error.details]
             raise UsageError(error.what, details=details, hint=error.hint) from error
+    if checks := [prompt.check for prompt in prompts if prompt.check is not None]:
+        demand(checks)
 
 
 def _prompt(row: dataset.Row) -> str:

@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from overproof.core import device
 from overproof.core.console import meter
 from overproof.core.errors import StageError
 from overproof.teacher.checkers.pool import Case, judge
 from overproof.teacher.local import Teacher
+from overproof.teacher.prompts import Asked
 from overproof.teacher.request import Said
 
 SHOWN = 5  # reasons named when no answer is right
+CUT_OFF = "cut off at the longest length"
 
 
-def right(
-    said: Sequence[Said], checks: Mapping[str, Mapping[str, Any]], teacher: Teacher, split: str
-) -> list[Said]:
-    """The answers that pass, in their order.
+def right(said: Sequence[Said], asked: Asked, teacher: Teacher, split: str) -> list[Said]:
+    """The answers that pass, in their order. One that was cut off is wrong: it has no end to learn.
 
     Args:
-        checks: by the key of the record that was asked; each has one.
+        asked: its checks have one for each record that was asked.
         split: a word for the progress bar.
 
     Raises:
         StageError: none passes.
     """
-    cases = [Case(checks[one.request.record], teacher.text(one.tokens)) for one in said]
+    ended = [one for one in said if teacher.ended(one.tokens)]
+    cases = [
+        Case(asked.checks[one.request.record], teacher.text(one.tokens), asked.thinking)
+        for one in ended
+    ]
     with meter(f"checking {split}", len(cases), "answers") as progress:
         found = judge(cases, device.cores(), progress.advance)
-    good = [one for one, finding in zip(said, found, strict=True) if finding.passed]
+    good = [one for one, finding in zip(ended, found, strict=True) if finding.passed]
     if not good:
-        reasons = Counter(finding.why for finding in found).most_common(SHOWN)
+        reasons = Counter(finding.why for finding in found)
+        reasons[CUT_OFF] += len(said) - len(ended)
         raise StageError(
             f"none of {len(said):,} answers passes its check",
-            details=[f"{count:,} times: {why}" for why, count in reasons],
+            details=[f"{count:,} times: {why}" for why, count in reasons.most_common(SHOWN)],
             hint="draw more answers (sample.answers), give them more room "
             "(sample.max_new_tokens), or ask for the form that the check wants (teacher.system)",
         )

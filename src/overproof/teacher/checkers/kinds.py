@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -20,14 +19,14 @@ _ANY: TypeAdapter[Checker] = TypeAdapter(
 )
 
 
-def parse(value: Mapping[str, Any]) -> Checker:
+def parse(value: Any) -> Checker:
     """The check that a record's field `check` asks for.
 
     Raises:
         UsageError: no kind that is known, or a field that is missing, wrong or unknown.
     """
     try:
-        return _ANY.validate_python(dict(value))
+        return _ANY.validate_python(value)
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, row['loc'])) or 'check'}: "

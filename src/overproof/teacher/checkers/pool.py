@@ -1,37 +1,48 @@
 """Checks in processes of their own, each with a time limit.
 
-One process a core judges one answer after another. One that takes too long is ended, its answer
-counts as wrong, and another process takes its place: a pattern that backtracks for ever costs its
-time limit and nothing else.
+One process a core judges one answer after another. One that computes for too long is ended by its
+own alarm, its answer counts as wrong, and another process takes its place: a pattern that
+backtracks for ever costs its time limit and nothing else, also when nobody is left to wait for it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import selectors
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from overproof.core.errors import StageError, UsageError
-from overproof.teacher.checkers.base import Finding, final
+from overproof.core.errors import OverproofError, StageError, UsageError
+from overproof.teacher.checkers.base import SECONDS, Finding, final
 from overproof.teacher.checkers.kinds import parse
-from overproof.teacher.checkers.sandbox import end_all, leave_network
+from overproof.teacher.checkers.sandbox import end_all, enter
 
-START_SECONDS = 60.0  # a process takes less than a second to start; a busy machine takes longer
+PATIENCE_SECONDS = 120.0  # by the clock, beyond what a check may compute: starting, a busy machine
 CHUNK = 1 << 16
+TRIES = 2
+KEPT = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH", "HOME")  # of the environment
 
 
 class Case(NamedTuple):
-    """An answer, reasoning included, and the check that it must pass, as a record has it."""
+    """An answer, reasoning included, and the check that it must pass, as a record has it.
+
+    Attributes:
+        thinking: the prompt has begun the reasoning, see `final`.
+    """
 
     check: Mapping[str, Any]
     answer: str
+    thinking: bool = False
 
 
 def judge(
@@ -47,16 +58,14 @@ def judge(
         UsageError: a check that cannot be read, or whose package is not there.
         StageError: no process can be started, or programs cannot be kept from the network.
     """
-    local = threading.local()
-    started: list[_Process] = []
-    lock = threading.Lock()
+    pool, lock = _Pool(), threading.Lock()
 
     def one(case: Case) -> Finding:
-        if not hasattr(local, "process"):
-            local.process = _Process()
-            with lock:
-                started.append(local.process)
-        found: Finding = local.process.judge(case)
+        answer = final(case.answer, thinking=case.thinking)
+        if answer is None:
+            found = Finding(False, "the reasoning does not end")
+        else:
+            found = pool.mine().judge(case.check, answer)
         with lock:
             advance(1)
         return found
@@ -65,82 +74,166 @@ def judge(
     try:
         return list(executor.map(one, cases))
     finally:
+        pool.stop()  # first: what is under way would be waited for
         executor.shutdown(cancel_futures=True)
-        for process in started:
-            process.end()
+        pool.stop()
+        shutil.rmtree(pool.folder, ignore_errors=True)
+
+
+def demand(checks: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse checks that cannot be read, or that cannot work here, before anything is drawn.
+
+    Raises:
+        UsageError, StageError: see `judge`.
+    """
+    kinds = {(type(one), getattr(one, "task", "")): one for one in map(parse, checks)}
+    pool = _Pool()
+    try:
+        for one in kinds.values():
+            pool.mine().judge(one.model_dump(mode="json", by_alias=True), None)
+    finally:
+        pool.stop()
+        shutil.rmtree(pool.folder, ignore_errors=True)
+
+
+class _Pool:
+    """The processes of one call, one a thread.
+
+    Attributes:
+        folder: where they and what they run put files.
+    """
+
+    def __init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="overproof-check-")
+        self.stopped = threading.Event()
+        self._local, self._lock = threading.local(), threading.Lock()
+        self._started: list[_Process] = []
+
+    def mine(self) -> _Process:
+        """That of this thread."""
+        if not hasattr(self._local, "process"):
+            self._local.process = _Process(self)
+            with self._lock:
+                self._started.append(self._local.process)
+        found: _Process = self._local.process
+        return found
+
+    def stop(self) -> None:
+        """End all; none is started any more."""
+        self.stopped.set()
+        with self._lock:
+            for process in self._started:
+                process.end()
 
 
 class _Process:
-    """One process that judges, started anew when it had to be ended."""
+    """One process that judges, started anew when it is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: _Pool) -> None:
+        self._pool = pool
         self._running: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
 
-    def judge(self, case: Case) -> Finding:
-        answer = final(case.answer)
-        limit = parse(case.check).most_seconds
-        if answer is None:
-            return Finding(False, "the reasoning does not end")
-        line = json.dumps({"check": dict(case.check), "answer": answer}).encode() + b"\n"
-        try:
-            got = self._ask(line, limit)
-        except TimeoutError:
-            self.end()
-            return Finding(False, f"its check took longer than {limit:g} s")
-        if got is None:
-            self.end()
-            return Finding(False, "its check ended early")
-        reply = json.loads(got)
-        if "usage" in reply:
-            raise UsageError(reply["usage"], hint=reply["hint"])
-        if "stage" in reply:
-            raise StageError(reply["stage"], hint=reply["hint"])
-        return Finding(reply["passed"], reply["why"])
+    def judge(self, check: Mapping[str, Any], answer: str | None) -> Finding:
+        """Judge an answer; of None, only whether the check can work."""
+        for _ in range(TRIES):
+            if self._pool.stopped.is_set():
+                break
+            word = secrets.token_hex(8)
+            asked = {"id": word, "check": dict(check), "answer": answer}
+            try:
+                got = self._ask(json.dumps(asked).encode() + b"\n", parse(check).most_seconds)
+            except TimeoutError:
+                self.end()
+                return Finding(False, "its check did not end")
+            reply = _object(got)
+            if reply.pop("id", None) == word:
+                return _found(reply)
+            if self.end() == -signal.SIGPROF:
+                return Finding(False, f"its check took longer than {SECONDS:g} s of computing")
+        return Finding(False, "its check ended early")
 
-    def end(self) -> None:
-        """End it."""
-        if self._running is not None:
-            end_all(self._running)
-            self._running = None
+    def end(self) -> int | None:
+        """End it; returns how it ended."""
+        with self._lock:
+            process, self._running = self._running, None
+        if process is None:
+            return None
+        gone = process.poll()
+        if gone is None:
+            try:  # it may be on its way out
+                gone = process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                gone = None
+        end_all(process)
+        return gone
 
     def _ask(self, line: bytes, seconds: float) -> bytes | None:
         """The reply to a line; None: the process is gone."""
-        if self._running is None:
-            self._running = _start()
-            if self._read(START_SECONDS) is None:
-                raise StageError("a process that checks answers could not be started")
-        assert self._running.stdin
+        process = self._running or self._start()
+        assert process.stdin
         try:
-            self._running.stdin.write(line)
-            self._running.stdin.flush()
-        except BrokenPipeError:
+            process.stdin.write(line)
+            process.stdin.flush()
+        except (BrokenPipeError, ValueError):
             return None
-        return self._read(seconds)
+        return self._read(process, seconds + PATIENCE_SECONDS)
 
-    def _read(self, seconds: float) -> bytes | None:
-        """A line; raises `TimeoutError` when none comes in time."""
-        assert self._running
-        assert self._running.stdout
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._pool.stopped.is_set():
+                raise StageError("checking was stopped")
+            env = {name: os.environ[name] for name in KEPT if name in os.environ}
+            process = subprocess.Popen(  # noqa: S603 - this very module
+                [sys.executable, "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**env, "TMPDIR": self._pool.folder, "PYTHONHASHSEED": "0"},
+                start_new_session=True,
+            )
+            self._running = process
+        try:
+            ready = self._read(process, PATIENCE_SECONDS)
+        except TimeoutError:
+            ready = None
+        if ready is None:
+            self.end()
+            raise StageError("a process that checks answers could not be started")
+        return process
+
+    def _read(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
+        """A line; None: there will be none; raises `TimeoutError` when none comes in time."""
         end, got = time.monotonic() + seconds, b""
-        with selectors.DefaultSelector() as ready:
-            ready.register(self._running.stdout, selectors.EVENT_READ)
-            while not got.endswith(b"\n"):
-                if not ready.select(max(0.0, end - time.monotonic())):
-                    raise TimeoutError
-                part = os.read(self._running.stdout.fileno(), CHUNK)
-                if not part:
-                    return None
-                got += part
+        stream = process.stdout
+        try:
+            assert stream
+            with selectors.DefaultSelector() as ready:
+                ready.register(stream, selectors.EVENT_READ)
+                while not got.endswith(b"\n"):
+                    if not ready.select(max(0.0, end - time.monotonic())):
+                        raise TimeoutError
+                    part = os.read(stream.fileno(), CHUNK)
+                    if not part:
+                        return None
+                    got += part
+        except ValueError:  # closed by another thread that ends all
+            return None
         return got
 
 
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - this very module
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
+def _object(data: bytes | None) -> dict[str, Any]:
+    try:
+        found = json.loads(data or b"{}")
+    except ValueError:  # more than one line: somebody else wrote, too
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _found(reply: Mapping[str, Any]) -> Finding:
+    if "error" in reply:
+        kind = UsageError if reply["usage"] else StageError
+        raise kind(reply["error"], hint=reply["hint"])
+    return Finding(reply["passed"], reply["why"])
 
 
 def main() -> None:
@@ -149,24 +242,34 @@ def main() -> None:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    leave_network()
+    enter()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, also inside C code
     replies.write(b"{}\n")
     replies.flush()
     for line in sys.stdin.buffer:
-        replies.write(json.dumps(_reply(json.loads(line))).encode() + b"\n")
+        asked = json.loads(line)
+        replies.write(json.dumps({"id": asked["id"], **_reply(asked)}).encode() + b"\n")
         replies.flush()
 
 
 def _reply(asked: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return parse(asked["check"]).check(asked["answer"])._asdict()
-    except UsageError as error:
-        return {"usage": error.what, "hint": error.hint}
-    except StageError as error:
-        return {"stage": error.what, "hint": error.hint}
-    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
-        # A scorer of another package met an answer that it was not written for.
-        return Finding(False, f"its check failed: {type(e).__name__}")._asdict()
+        checker = parse(asked["check"])
+        checker.prepare()
+        if asked["answer"] is None:
+            return Finding(True)._asdict()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            return checker.check(asked["answer"])._asdict()
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+    except OverproofError as error:
+        usage = isinstance(error, UsageError)
+        return {"error": error.what, "usage": usage, "hint": error.hint}
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"error": f"a check could not be made: {error}", "usage": False, "hint": None}
+    except Exception as error:
+        return Finding(False, f"its check failed: {type(error).__name__}")._asdict()
 
 
 if __name__ == "__main__":

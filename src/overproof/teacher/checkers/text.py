@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-from decimal import Decimal, InvalidOperation
+import textwrap
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn
 
-from pydantic import Field, field_validator
+from pydantic import Field, StrictFloat, StrictInt, field_validator
 
 from overproof.data.records import normalise
 from overproof.teacher.checkers.base import Checker, Finding
+from overproof.teacher.checkers.numbers import last_number, value_of
 
-# A number as people write it: sign, thousands in threes, decimals or a whole denominator.
-NUMBER = re.compile(
-    r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d{1,3})?(?:\s*/\s*\d+)?(?![\w])",
-    re.IGNORECASE,
-)
-BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-FENCED = re.compile(r"```(?:\w+)?[ \t]*\n(.*?)```", re.DOTALL)
+OPENING = re.compile(r"^\s*(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$")
 SHOWN = 60  # characters of an answer in a message
 
 
@@ -42,7 +39,9 @@ class Number(Checker):
     """The last number of the answer is this one; in \\boxed{} if it has that."""
 
     kind: Literal["number"]
-    answer: float | str = Field(description="what is right: a number, or one as text, `1/3` too")
+    answer: StrictInt | StrictFloat | str = Field(
+        description="what is right: a number, or one as text, `1/3` too"
+    )
     tolerance: float = Field(0.0, ge=0.0, allow_inf_nan=False, description="difference allowed")
 
     @field_validator("answer")
@@ -58,7 +57,7 @@ class Number(Checker):
         got = last_number(answer)
         if got is None or wanted is None:
             return Finding(False, f"no number in {_short(answer)!r}, wanted {self.answer}")
-        if abs(got - wanted) <= Fraction(self.tolerance):
+        if abs(got - wanted) <= Fraction(str(self.tolerance)):
             return Finding(True)
         return Finding(False, f"got {_plain(got)}, wanted {self.answer}")
 
@@ -100,43 +99,72 @@ class JsonSchema(Checker):
             Draft202012Validator.check_schema(value)
         except SchemaError as error:
             raise ValueError(f"no JSON Schema: {error.message}") from error
+        for target in _references(value):
+            if not target.startswith("#"):
+                raise ValueError(f"$ref {target!r} leads out of the schema")
         return value
+
+    def prepare(self) -> None:
+        """See `Checker`."""
+        importlib.import_module("jsonschema")
 
     def check(self, answer: str) -> Finding:
         """See `Checker`."""
         from jsonschema import Draft202012Validator
 
         try:
-            value = json.loads(fenced(answer))
+            value = json.loads(fenced(answer), parse_constant=_no_number)
         except ValueError as error:
             return Finding(False, f"no JSON: {error}")
         found = next(Draft202012Validator(self.shape).iter_errors(value), None)
         return Finding(True) if found is None else Finding(False, _short(found.message))
 
 
-def fenced(answer: str) -> str:
-    """What stands in the last code fence; all of it where there is none."""
-    found = FENCED.findall(answer)
-    return str(found[-1]) if found else answer
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (one for key, one in value.items() if key == "$ref" and isinstance(one, str))
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _references(one)
 
 
-def last_number(answer: str) -> Fraction | None:
-    """The last number of a text; of what is boxed, if anything is."""
-    boxed = BOXED.findall(answer)
-    found = NUMBER.findall(boxed[-1] if boxed else answer)
-    return value_of(found[-1]) if found else None
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
 
 
-def value_of(text: str) -> Fraction | None:
-    """A number as people write it, exactly; None: it is none."""
-    top, _, bottom = text.replace(",", "").replace("\u2212", "-").partition("/")
-    try:
-        value = Decimal(top.strip())
-        if not value.is_finite() or abs(value.adjusted()) > 400:  # a thousand digits are no answer
-            return None
-        return Fraction(value) / Fraction(int(bottom) if bottom.strip() else 1)
-    except (InvalidOperation, ValueError, ZeroDivisionError):
-        return None
+class Fence(NamedTuple):
+    """A block of code in an answer."""
+
+    language: str
+    text: str
+
+
+def fences(answer: str) -> list[Fence]:
+    """The code fences of a text (CommonMark 0.31, section 4.5); one that is not closed counts."""
+    found, marker, language = list[Fence](), "", ""
+    lines = list[str]()
+    for line in answer.splitlines():
+        if not marker:
+            if opening := OPENING.match(line):
+                marker, language = opening[1], opening[2].lower()
+        elif line.strip().startswith(marker) and not line.strip().strip(marker[0]):
+            found.append(Fence(language, textwrap.dedent("\n".join(lines))))
+            marker, lines = "", []
+        else:
+            lines.append(line)
+    return [*found, Fence(language, textwrap.dedent("\n".join(lines)))] if marker else found
+
+
+def fenced(answer: str, *languages: str) -> str:
+    """What stands in the last code fence; all of it where there is none.
+
+    Args:
+        languages: one of these is taken before any other.
+    """
+    found = fences(answer)
+    named = [fence for fence in found if fence.language in languages]
+    return (named or found)[-1].text if found else answer
 
 
 def _plain(value: Fraction) -> str:
