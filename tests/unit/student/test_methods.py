@@ -84,10 +84,8 @@ def test_nobody_loads_the_teacher_for_a_student_that_it_does_not_judge(tmp_path:
     def load():
         raise AssertionError("it was loaded")
 
-    assert all(
-        one["name"] not in ("teacher", "tiny")
-        for one in learned(made, asked, tmp_path, load).manifest["inputs"]
-    )
+    inputs = learned(made, asked, tmp_path, load).manifest["inputs"]
+    assert all(one["name"] not in ("teacher", "tiny") for one in inputs)
 
 
 def test_the_control_arm_is_the_same_whatever_the_method(tmp_path: Path) -> None:
