@@ -52,7 +52,7 @@ demo: $(STAMP) ## Distil a flash model, prove it, ask it: about 20 minutes on tw
 	$(BIN)/overproof ask $(DEMO)/release "$(QUESTION)"
 
 test: lint ## Lint, types and every test; ARGS="-k name" picks some
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## Lint and types only
 	$(BIN)/ruff check .
