@@ -34,16 +34,14 @@ from overproof.core.methods import OnPolicy, ReverseKl  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.release.tally import Estimate  # noqa: E402
 from overproof.student import initial  # noqa: E402
+from overproof.student.arms import signalled_set  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, divergence  # noqa: E402
-from overproof.student.examples import build_train_set  # noqa: E402
 from overproof.student.losses import divergence_of  # noqa: E402
 from overproof.student.rollouts import Judge, Rollouts, Shares  # noqa: E402
 from overproof.student.train import train  # noqa: E402
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
-from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import logits_at  # noqa: E402
-from overproof.teacher.request import Request  # noqa: E402
 
 ARMS: dict[str, list[str]] = {
     "forward-kl": [],
@@ -75,15 +73,9 @@ def compare(run: Finished, arms: dict[str, list[str]]) -> dict[str, Any]:
     models: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        data = build_train_set(
-            Path(folder) / "examples",
-            answers.prefix,
-            answers.train,
-            start.vocabulary,
-            SignalCache(run.stages / "signals", made_of(samples, run.recipe)),
-            prompts=run.recipe.signals.prompts,
-            temperature=run.recipe.signals.temperature,
-        )
+        signals = SignalCache(run.stages / "signals", made_of(samples, run.recipe))
+        examples = Path(folder) / "examples"
+        data = signalled_set(examples, answers, start.vocabulary, signals, run.recipe)
         for name, overrides in arms.items():
             recipe = with_overrides(run.recipe, [f"train.steps={run.given.steps}", *overrides])
             judge = Judge.of(teacher, start.vocabulary, answers.prefix, answers.train, recipe)
@@ -91,7 +83,7 @@ def compare(run: Finished, arms: dict[str, list[str]]) -> dict[str, Any]:
             began = time.perf_counter()
             with meter(name, recipe.train.steps, "steps") as bar:
                 train(
-                    models[name], Path(folder) / "examples", recipe.train, recipe.seed,
+                    models[name], examples, recipe.train, recipe.seed,
                     Path(folder) / name, bar, judge if recipe.train.on_policy else None,
                 )  # fmt: skip
             rows[name] = {"overrides": overrides, "seconds": round(time.perf_counter() - began)}
@@ -115,14 +107,8 @@ def own_text(model: Any, judge: Judge, recipe: Recipe) -> dict[str, Any]:
     everyone = Shares(len(judge.prompts), len(judge.prompts), 1, 1, 1, recipe.seed)
     # The measure is the distribution itself, whatever the student learned from.
     rollouts = Rollouts(0, everyone, model, replace(judge, temperature=1.0), config)
-    asked = {
-        Request.make(key, rollouts.spelled(ids), recipe.seed, whose="student"): (key, ids)
-        for key, ids in judge.prompts
-    }
-    said = rollouts.say(list(asked))
-    data = rollouts.judged(
-        [Example(key, ids, tuple(said[one.key])) for one, (key, ids) in asked.items()]
-    )
+    (drawn,) = rollouts.draw(0)
+    data = rollouts.judged(drawn)
     packed = pack(
         data.prefix.tolist(), data.examples, config.sequence_length, longest_first(data.examples)
     )
@@ -133,9 +119,8 @@ def own_text(model: Any, judge: Judge, recipe: Recipe) -> dict[str, Any]:
     for where, logits_PV, _ in logits_at(model, packed, learned_N, SEQUENCES):
         target = data.targets.at(places[where])
         for name, small in made_small.items():
-            sums[name][torch.from_numpy(where)] = divergence_of(logits_PV.float(), target, small)[
-                0
-            ].double()
+            found_P, _ = divergence_of(logits_PV.float(), target, small)
+            sums[name][torch.from_numpy(where)] = found_P.double()
     of_example = np.searchsorted(np.cumsum(data.lengths), places, side="right")
     counts = np.bincount(of_example, minlength=len(data.lengths)).astype(np.float64)
     draws = np.random.default_rng(recipe.seed).integers(

@@ -32,10 +32,10 @@ from overproof.core import artifact  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
 from overproof.student import initial  # noqa: E402
+from overproof.student.arms import signalled_set  # noqa: E402
 from overproof.student.examples import (  # noqa: E402
     StudentExample,
     TrainSet,
-    build_train_set,
     respell,
 )
 from overproof.student.optimizer import optimizers, rate, set_rate  # noqa: E402
@@ -66,7 +66,7 @@ def plain(
     columns = torch.from_numpy(vocabulary.student_ids_U)
     made = optimizers(recipe.train, list(student.named_parameters()))
     order = np.random.default_rng(recipe.seed).permutation(len(answers.train))
-    head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
+    head = list(vocabulary.spell(answers.prefix))
     seen, began, at = 0, time.perf_counter(), 0
     for step in range(recipe.train.steps):
         # As many examples as bring it up to our trainer's mean.
@@ -128,14 +128,7 @@ def main() -> None:
     models, rates = {}, {}
     with tempfile.TemporaryDirectory() as folder, meter("ours", run.given.steps, "steps") as bar:
         examples = Path(folder) / "examples"
-        data = build_train_set(
-            examples,
-            answers.prefix,
-            answers.train,
-            start.vocabulary,
-            signals,
-            prompts=recipe.signals.prompts,
-        )
+        data = signalled_set(examples, answers, start.vocabulary, signals, recipe)
         budget = learned_tokens(data, recipe)
         model, began = copy.deepcopy(start.model), time.perf_counter()
         train(model, examples, recipe.train, recipe.seed, Path(folder), bar)

@@ -135,7 +135,7 @@ def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
     truth_NU = _truth(measured.teacher, measured.prefix, group, measured.length)
     tallies = {TEACHER: _tally_teacher(truth_NU, group)}
     truth = _Truth.of(truth_NU, measured.vocabulary)
-    head = [piece for token in measured.prefix for piece in measured.vocabulary.pieces(token)]
+    head = measured.vocabulary.spell(measured.prefix)
     respelled = [respell(example, measured.vocabulary) for example in group]
     for name, model in measured.models.items():
         # 2.

@@ -27,10 +27,10 @@ from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import mixed  # noqa: E402
+from overproof.teacher.forward import halved, mixed  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
-from overproof.teacher.sample import Sampler  # noqa: E402
+from overproof.teacher.sample import Sampler, places_for  # noqa: E402
 
 RESULT = "evaluation.json"
 SPEAKERS = ("student", "control")  # whose answers are shown beside the teacher's
@@ -111,8 +111,7 @@ def _rates(
     for name, arm in arms.items():
         model = first.load_model(arm.path)
         if device.processor().bf16:
-            for parameter in model.parameters():
-                parameter.data = parameter.data.bfloat16()
+            model = halved(model)
         student = solve.Solver.of_student(model, vocabulary, teacher, answers)
         rates[name] = solve.solve(student, answers, recipe, folder, name)
     return rates
@@ -135,18 +134,15 @@ def _side_by_side(
     """The same prompts answered by each model, drawn with the same settings and seeds."""
     if not shown:
         return []
-    head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
-    prompts = [respell(Example(one.key, one.prompt, ()), vocabulary).tokens for one in shown]
-    requests = [
-        Request.make(one.key, ids, recipe.seed) for one, ids in zip(shown, prompts, strict=True)
-    ]
+    head = vocabulary.spell(answers.prefix)
+    requests = [Request.make(one.key, vocabulary.spell(one.prompt), recipe.seed) for one in shown]
     drawing = Drawing.of(
         recipe.sample.model_copy(update={"batch": len(shown)}),
         tuple(int(vocabulary.student_ids_U[token]) for token in teacher.stop_ids),
     )
     said: dict[str, dict[str, str]] = {}
     for name, model in models.items():
-        places = len(head) + max(map(len, prompts)) + 32 + recipe.sample.max_new_tokens
+        places = places_for(head, requests, drawing)
         drawn = Sampler(model, head, drawing, places).draw(requests)
         said[name] = {one.record: vocabulary.tokenizer.decode(text.tokens) for one, text in drawn}
     return [
@@ -207,5 +203,5 @@ def speed(
 def heldout_texts(samples: Artifact, initial: Artifact) -> list[list[int]]:
     """Held-out conversations in the student's tokens, for the parity receipts."""
     answers, vocabulary = read(samples), Vocabulary.load(initial.path)
-    head = [piece for token in answers.prefix for piece in vocabulary.pieces(token)]
+    head = list(vocabulary.spell(answers.prefix))
     return [head + respell(example, vocabulary).tokens for example in answers.heldout]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Solver:
 
     Attributes:
         prefix: tokens that every conversation starts with.
-        spell: the teacher's tokens in its own. text: an answer without the token that ends it.
+        spell: the teacher's tokens in its own.
+        whole: an answer without the token that ends it; None: it was cut off.
         thinking: the chat template has begun the reasoning.
     """
 
@@ -51,7 +52,7 @@ class Solver:
     prefix: tuple[int, ...]
     stop_ids: tuple[int, ...]
     spell: Callable[[Sequence[int]], tuple[int, ...]]
-    text: Callable[[Sequence[int]], str]
+    whole: Callable[[Sequence[int]], str | None]
     thinking: bool
 
     @staticmethod
@@ -59,25 +60,24 @@ class Solver:
         """The teacher."""
         ends = teacher.stop_ids
         thinking = _thinking(teacher, answers)
-        return Solver(teacher.half, answers.prefix, ends, tuple, teacher.text, thinking)
+        return Solver(teacher.half, answers.prefix, ends, tuple, teacher.whole, thinking)
 
     @staticmethod
     def of_student(
         model: Any, vocabulary: Vocabulary, teacher: Teacher, answers: Answers
     ) -> Solver:
         """A student of this vocabulary."""
+        ends = vocabulary.ends(teacher.stop_ids)
 
-        def spell(tokens: Sequence[int]) -> tuple[int, ...]:
-            return tuple(piece for token in tokens for piece in vocabulary.pieces(token))
-
-        ends = tuple(e for e in map(vocabulary.whole, teacher.stop_ids) if e is not None)
-
-        def text(tokens: Sequence[int]) -> str:
-            said = tokens[:-1] if tokens and tokens[-1] in ends else tokens
-            return str(vocabulary.tokenizer.decode(list(said), skip_special_tokens=False))
+        def whole(tokens: Sequence[int]) -> str | None:
+            if not tokens or tokens[-1] not in ends:
+                return None
+            return str(vocabulary.tokenizer.decode(list(tokens[:-1]), skip_special_tokens=False))
 
         thinking = _thinking(teacher, answers)
-        return Solver(model, spell(answers.prefix), ends, spell, text, thinking)
+        return Solver(
+            model, vocabulary.spell(answers.prefix), ends, vocabulary.spell, whole, thinking
+        )
 
 
 def _thinking(teacher: Teacher, answers: Answers) -> bool:
@@ -106,7 +106,7 @@ def solve(solver: Solver, answers: Answers, recipe: Recipe, folder: Path, name: 
         for one in answers.heldout
         for draw in range(each)
     ]
-    drawing = replace(Drawing.of(recipe.sample, solver.stop_ids), signals=None)
+    drawing = Drawing.of(recipe.sample, solver.stop_ids)
     expected = len(requests) * recipe.sample.max_new_tokens
     with (
         closing(Journal(folder / name)) as journal,
@@ -114,16 +114,13 @@ def solve(solver: Solver, answers: Answers, recipe: Recipe, folder: Path, name: 
     ):
         draw_all(solver.model, solver.prefix, requests, drawing, journal, progress)
         said = [journal.done[request.key].tokens for request in requests]
-    ended = np.array([tokens[-1] in solver.stop_ids for tokens in said])
     cases = [
-        Case(answers.checks[request.record], solver.text(tokens), solver.thinking)
-        for request, tokens, whole in zip(requests, said, ended, strict=True)
-        if whole
+        Case(answers.checks[request.record], solver.whole(tokens), solver.thinking)
+        for request, tokens in zip(requests, said, strict=True)
     ]
     with meter(f"checking, {name}", len(cases), "answers") as progress:
         found = judge(cases, device.cores(), progress.advance)
-    right = np.zeros(len(said))  # an answer that was cut off is wrong
-    right[ended] = [one.passed for one in found]
+    right = np.array([one.passed for one in found], np.float64)
     rates: Rates = right.reshape(-1, each).mean(1)
     return rates
 

@@ -20,6 +20,7 @@ from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
 from overproof.student.rollouts import Judge
 from overproof.student.train import Trained, record_keys, train
+from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.answers import Answers, made_of, read
 from overproof.teacher.cache import SignalCache
 from overproof.teacher.local import Teacher
@@ -42,13 +43,10 @@ def student(
         load: loads the teacher, called only if it has to judge what the student says.
     """
     inputs: dict[str, Input] = {"initial": start, "samples": samples, "signals": signals}
-    if recipe.train.on_policy is None:
-        return _arm(_Arm("student", start, samples, recipe, signals), inputs, store)
-    return _arm(
-        _Arm("student", start, samples, recipe, signals, load),
-        {**inputs, "teacher": resource},
-        store,
-    )
+    if recipe.train.on_policy:
+        inputs["teacher"] = resource
+    judging = load if recipe.train.on_policy else None
+    return _arm(_Arm("student", start, samples, recipe, signals, judging), inputs, store)
 
 
 def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> Artifact:
@@ -85,26 +83,31 @@ class _Arm:
 
     def data(self, folder: Path, answers: Answers, start: first.Initial) -> TrainSet:
         """What it trains on."""
-        signals = (
-            SignalCache(self.signals.path, made_of(self.samples, self.recipe))
-            if self.signals
-            else None
-        )
-        return build_train_set(
-            folder,
-            answers.prefix,
-            answers.train,
-            start.vocabulary,
-            signals,
-            prompts=signals is not None and self.recipe.signals.prompts,
-            temperature=self.recipe.signals.temperature if signals else 1.0,
-        )
+        if self.signals is None:
+            return build_train_set(folder, answers.prefix, answers.train, start.vocabulary, None)
+        signals = SignalCache(self.signals.path, made_of(self.samples, self.recipe))
+        return signalled_set(folder, answers, start.vocabulary, signals, self.recipe)
 
     def judge(self, answers: Answers, start: first.Initial) -> Judge | None:
         """The teacher, where the student's own text is learned from."""
         if self.load is None:
             return None
         return Judge.of(self.load(), start.vocabulary, answers.prefix, answers.train, self.recipe)
+
+
+def signalled_set(
+    folder: Path, answers: Answers, vocabulary: Vocabulary, signals: SignalCache, recipe: Recipe
+) -> TrainSet:
+    """The training set of the teacher's answers with its cached signals; see `build_train_set`."""
+    return build_train_set(
+        folder,
+        answers.prefix,
+        answers.train,
+        vocabulary,
+        signals,
+        prompts=recipe.signals.prompts,
+        temperature=recipe.signals.temperature,
+    )
 
 
 def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:

@@ -115,8 +115,12 @@ class TrainSet:
         Args:
             source: positions, as in `Packed.source_RT`; negative ones belong to none.
         """
+        return [key.decode() for key in dict.fromkeys(self.keys[self.numbers(source)].tolist())]
+
+    def numbers(self, source: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which examples some positions belong to, each once, ascending; see `records`."""
         which = np.searchsorted(np.cumsum(self.lengths), source[source >= 0], side="right")
-        return [key.decode() for key in dict.fromkeys(self.keys[np.unique(which)].tolist())]
+        return np.unique(which)
 
 
 def lay(
@@ -166,8 +170,7 @@ def build_train_set(
         part = folder.with_name(f"{folder.name}.part")
         part.mkdir(parents=True, exist_ok=True)
         respelled = [respell(example, vocabulary, prompt=prompts) for example in examples]
-        head = [piece for token in prefix for piece in vocabulary.pieces(token)]
-        laid, signalled = lay(head, examples, respelled)
+        laid, signalled = lay(vocabulary.spell(prefix), examples, respelled)
         spelled = np.array([flag for one in respelled for flag in one.spelled])
         small = {
             **laid,

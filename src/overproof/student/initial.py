@@ -97,7 +97,7 @@ def make(
     # 3.
     student = shape.cut(teacher.model, kept, vocabulary)
     name_control_tokens(student.config, teacher, vocabulary)
-    head = [piece for token in prefix for piece in vocabulary.pieces(token)]
+    head = vocabulary.spell(prefix)
     texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
     batch = pack(head, texts, length)
     with meter("repairing layers", len(kept), "layers") as progress:

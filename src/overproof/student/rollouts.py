@@ -35,7 +35,7 @@ from overproof.core.methods import OnPolicy
 from overproof.data.pack import Packed, longest_first, pack
 from overproof.student.examples import TrainSet, lay, respell
 from overproof.student.recut import Recut
-from overproof.student.targets import NO_ROW, StateTargets
+from overproof.student.targets import StateTargets, around_states
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.example import Example
 from overproof.teacher.forward import states_at
@@ -176,7 +176,7 @@ class Rollouts:
         self.rows = math.ceil(config.sequences / shares.workers)
         self.student = _speaker(student)
         self.recut = Recut(judge.tokenizer, judge.vocabulary)
-        self.prefix = self.spelled(judge.prefix)
+        self.prefix = judge.vocabulary.spell(judge.prefix)
         self.pending: list[Drawn] = []
 
     def next(self, number: int) -> tuple[Packed, TrainSet, str]:
@@ -187,24 +187,22 @@ class Rollouts:
         """
         drawing, step = divmod(number, self.shares.ahead)
         if step == 0:
-            self.pending = self._draw(drawing)
-        drawn = self.pending.pop(0)
-        data = self.judged([Example(key, tuple(ask), tuple(say)) for key, ask, say in drawn])
+            self.pending = self.draw(drawing)
+        data = self.judged(self.pending.pop(0))
         packed = pack(data.prefix.tolist(), data.examples, self.length)
         packed = packed.rows(slice(self.rows), whole=True)
         return packed, data, _digest(packed, data)
 
-    def say(self, requests: Sequence[Request]) -> dict[str, list[int]]:
+    def _say(self, requests: Sequence[Request]) -> dict[str, list[int]]:
         """Answers of the student as it is now, by the requests' keys, in the teacher's tokens."""
         vocabulary, judge = self.judge.vocabulary, self.judge
-        ends = [vocabulary.whole(token) for token in judge.stop_ids]
         drawing = Drawing(
             self.policy.temperature,
             self.policy.top_p,
             vocabulary.size,
             judge.max_new_tokens,
             min(judge.slots, len(requests)),
-            tuple(end for end in ends if end is not None),
+            vocabulary.ends(judge.stop_ids),
         )
         places = places_for(self.prefix, requests, drawing)
         sampler = Sampler(self.student, self.prefix, drawing, places)
@@ -213,11 +211,11 @@ class Rollouts:
             for request, answer in sampler.draw(requests)
         }
 
-    def _draw(self, number: int) -> list[Drawn]:
+    def draw(self, number: int) -> list[Drawn]:
         """Ask the student, as it is now, all that a drawing asks."""
         turns_of = self.shares.drawing(number, self.rank)
         steps = [[self._request(turn) for turn in step] for step in turns_of]
-        said = self.say([request for step in steps for request, _, _ in step])
+        said = self._say([request for step in steps for request, _, _ in step])
         return [
             [(key, list(ids), said[request.key]) for request, key, ids in step] for step in steps
         ]
@@ -226,27 +224,21 @@ class Rollouts:
         """What the student is asked; key and own tokens of the teacher's of the prompt."""
         key, ids = self.judge.prompts[turn.prompt]
         # Draws of its own: by the teacher's the student would be led back to the teacher's text.
-        asked = Request.make(key, self.spelled(ids), self.shares.seed, turn.draw, whose="student")
-        return asked, key, ids
+        own = self.judge.vocabulary.spell(ids)
+        return Request.make(key, own, self.shares.seed, turn.draw, whose="student"), key, ids
 
-    def spelled(self, tokens: Sequence[int]) -> list[int]:
-        """The teacher's tokens in the student's."""
-        return [piece for token in tokens for piece in self.judge.vocabulary.pieces(token)]
-
-    def judged(self, drawn: Sequence[Example]) -> TrainSet:
+    def judged(self, drawn: Drawn) -> TrainSet:
         """What was said as a training set, with the teacher's states as its targets."""
         judge = self.judge
-        examples = [one for one in map(self._fitting, drawn) if one.answer]
+        whole = (Example(key, tuple(ask), tuple(say)) for key, ask, say in drawn)
+        examples = [one for one in map(self._fitting, whole) if one.answer]
         respelled = [respell(example, judge.vocabulary) for example in examples]
         laid, signalled_N = lay(self.prefix, examples, respelled)
-        head = judge.model.lm_head.weight.detach()
+        head_UE = judge.model.lm_head.weight.detach()
+        places_M = np.flatnonzero(signalled_N)
         targets = StateTargets(
+            **around_states(laid["tokens_N"], places_M, judge.vocabulary, head_UE),
             states_ME=_states(judge, examples, self.length).view(torch.int16).numpy(),
-            head_UE=(head.view(torch.int16) if head.dtype == torch.bfloat16 else head).numpy(),
-            row_N=np.where(signalled_N, np.cumsum(signalled_N) - 1, NO_ROW).astype(np.int32),
-            next_N=np.roll(laid["tokens_N"], -1).astype(np.int32),
-            student_ids_U=judge.vocabulary.student_ids_U[: len(head)],
-            size=np.array([judge.vocabulary.size]),
             temperature=np.array([judge.temperature]),
         )
         # The later pieces of a spelling are the student's own choice: nobody judges them.
@@ -262,9 +254,7 @@ class Rollouts:
 
 def _digest(packed: Packed, data: TrainSet) -> str:
     """SHA-256 of keys and tokens of the examples in some sequences, in the set's order."""
-    ends = np.cumsum(data.lengths)
-    there = np.unique(np.searchsorted(ends, packed.source_RT[packed.source_RT >= 0], side="right"))
-    texts = data.examples
+    there, texts = data.numbers(packed.source_RT), data.examples
     return sha256_json([[data.keys[one].decode(), texts[one]] for one in there])
 
 

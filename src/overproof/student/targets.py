@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from overproof.core.errors import StageError
 from overproof.student.losses import Dense, Sparse, Target
@@ -133,17 +134,7 @@ def _write_states(
     head_UE = signals.head_VE
     if head_UE is None:
         raise StageError("the signals are hidden states, and the teacher's head is not with them")
-    row_N = np.full(len(tokens_N), NO_ROW, np.int32)
-    row_N[places_M] = np.arange(len(places_M))
-    head = head_UE.view(torch.int16) if head_UE.dtype == torch.bfloat16 else head_UE
-    small: dict[str, NDArray[Any]] = {
-        "row_N": row_N,
-        "next_N": np.roll(tokens_N, -1).astype(np.int32),
-        "student_ids_U": vocabulary.student_ids_U,
-        "size": np.array([vocabulary.size]),
-        "head_UE": head.numpy(),
-    }
-    for name, array in small.items():
+    for name, array in around_states(tokens_N, places_M, vocabulary, head_UE).items():
         np.save(array_file(folder, name), array)
     done, shape = 0, (len(places_M), head_UE.shape[1])
     with _open(folder, "states_ME", np.int16, shape) as stream:
@@ -152,6 +143,30 @@ def _write_states(
             done += len(states_mE)
             stream.write(states_mE.contiguous().view(torch.int16).numpy().tobytes())
     demand_equal(done, len(places_M))
+
+
+def around_states(
+    tokens_N: NDArray[np.int64],
+    places_M: NDArray[np.int64],
+    vocabulary: Vocabulary,
+    head_UE: Tensor,
+) -> dict[str, NDArray[Any]]:
+    """The fields of `StateTargets` but the states themselves and the temperature.
+
+    Args:
+        tokens_N, places_M: see `write_targets`.
+        head_UE: the teacher's output embedding.
+    """
+    row_N = np.full(len(tokens_N), NO_ROW, np.int32)
+    row_N[places_M] = np.arange(len(places_M))
+    head = head_UE.view(torch.int16) if head_UE.dtype == torch.bfloat16 else head_UE
+    return {
+        "row_N": row_N,
+        "next_N": np.roll(tokens_N, -1).astype(np.int32),
+        "student_ids_U": vocabulary.student_ids_U,
+        "size": np.array([vocabulary.size]),
+        "head_UE": head.numpy(),
+    }
 
 
 def _write_sparse(

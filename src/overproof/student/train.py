@@ -238,14 +238,15 @@ def _work(
     saved = time.monotonic()
     cached = batches(data, config, task.seed)
     for step in range(config.steps):
-        batch = next(cached) if config.own_step(step) is None else None
+        number = config.own_step(step)
+        batch = next(cached) if number is None else None
         if step < start:
             continue
         barrier.wait()
         # All have updated, and none does again before all gradients are there.
         due = rank == 0 and step % config.digest_steps == 0
         weights = shared.master.sha256() if due else None
-        part = worker.take(batch, step)
+        part = worker.take(batch, number)
         barrier.wait()
         worker.gradients(part, step)
         barrier.wait()

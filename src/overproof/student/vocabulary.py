@@ -80,6 +80,14 @@ class Vocabulary:
             return (int(self.student_ids_U[token]),)
         return _spelling(self.tokenizer, self.texts[token])
 
+    def spell(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """Teacher tokens in student tokens, one after another."""
+        return tuple(piece for token in tokens for piece in self.pieces(token))
+
+    def ends(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """The student's ids of those teacher tokens that are kept whole, as all ends are."""
+        return tuple(own for own in map(self.whole, tokens) if own is not None)
+
     def save(self, folder: Path) -> None:
         """Write the map between the vocabularies, and the teacher's token texts."""
         np.savez(

@@ -44,7 +44,7 @@ class Shared:
     """
 
     def __init__(self, student: Any, workers: int, dtype: torch.dtype) -> None:
-        # Buffers keep their type: `Teacher.half` says why. No dropout, so that resume is exact.
+        # Buffers keep their type: see `halved`. No dropout, so that resume is exact.
         self.compute = copy.deepcopy(student).eval()
         self.master = Flat(student, torch.float32)
         for name, parameter in student.named_parameters():
@@ -110,13 +110,13 @@ class Worker:
             Rollouts(rank, shares, self.model, judge, config) if judge and shares else None
         )
 
-    def take(self, batch: Packed | None, step: int) -> Part:
+    def take(self, batch: Packed | None, number: int | None) -> Part:
         """This worker's part of a step; its weight and tokens are told to all.
 
         Args:
             batch: the step's sequences of the teacher's text; None: the student speaks.
+            number: of the on-policy step, if it is one.
         """
-        number = self.config.own_step(step)
         if batch is not None:
             # Equal shapes in every step: kept memory of another size is of no use to the next.
             mine = batch.rows(slice(self.rank, None, self.workers), whole=True)

@@ -35,6 +35,17 @@ def model_inputs(batch: Packed, dtype: torch.dtype) -> dict[str, Tensor | bool]:
     }
 
 
+def halved(model: Any) -> Any:
+    """The model itself with its parameters in bf16.
+
+    Buffers stay as they are: rotary frequencies in bf16 turn what stands at place 200 by up to
+    0.3 rad.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
 def mixed(model: Any) -> Any:
     """A copy whose layers multiply in bf16; embedding, norms, residual stream and head stay fp32.
 

@@ -26,6 +26,7 @@ from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
 from overproof.policy import match  # noqa: E402
 from overproof.policy.obligations import LICENCE_FILES  # noqa: E402
+from overproof.teacher.forward import halved  # noqa: E402
 from overproof.teacher.tokens import byte_level, token_ids  # noqa: E402
 
 transformers.logging.set_verbosity_error()
@@ -93,15 +94,11 @@ class Teacher:
     def half(self) -> Any:
         """A copy for speed: parameters in bf16 where the processor multiplies it faster.
 
-        Buffers stay as they are: rotary frequencies in bf16 turn what stands at place 200 by up
-        to 0.3 rad. Where bf16 is no faster it is the model itself.
+        Buffers stay as they are, see `halved`. Where bf16 is no faster it is the model itself.
         """
         if not device.processor().bf16:
             return self.model
-        found = copy.deepcopy(self.model)
-        for parameter in found.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-        return found
+        return halved(copy.deepcopy(self.model))
 
     @cached_property
     def tokenizer_state(self) -> Json:
@@ -142,6 +139,10 @@ class Teacher:
         """What the tokens of an answer say, without the token that ends it."""
         said = tokens[:-1] if self.ended(tokens) else tokens
         return str(self.tokenizer.decode(said, skip_special_tokens=False))
+
+    def whole(self, answer: Sequence[int]) -> str | None:
+        """See `text`; None: it was cut off."""
+        return self.text(answer) if self.ended(answer) else None
 
     @property
     def chat_template(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from overproof.core.config import Recipe
 from overproof.core.errors import UsageError
 from overproof.data import dataset
 from overproof.data.records import lone_prompt
-from overproof.teacher.checkers import parse, thinks
+from overproof.teacher.checkers import Checker, parse, thinks
 from overproof.teacher.checkers.pool import demand
 from overproof.teacher.local import Teacher
 from overproof.teacher.request import Request
@@ -93,8 +93,12 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
     }
     every = [prompt for split in prompts.values() for prompt in split]
     checks = {prompt.key: prompt.check for prompt in every if prompt.check is not None}
-    _demand_checks(prompts[TRAIN], every=recipe.sample.verified)
-    _demand_checks(prompts[HELDOUT], every=False)
+    demand(
+        [
+            *_checkers(prompts[TRAIN], every=recipe.sample.verified),
+            *_checkers(prompts[HELDOUT], every=False),
+        ]
+    )
     texts = {one.key: one.text for one in prompts[HELDOUT]}
     return Asked(
         prefix, requests, texts, checks, begins_to_think(teacher, next(iter(ids.values())))
@@ -128,11 +132,14 @@ def _prompts(records: Artifact, count: int, seed: int) -> list[Prompt]:
     ]
 
 
-def _demand_checks(prompts: Sequence[Prompt], *, every: bool) -> None:
-    """Refuse checks that cannot be read or cannot work here, before anything is drawn.
+def _checkers(prompts: Sequence[Prompt], *, every: bool) -> Iterator[Checker]:
+    """The checks of the prompts that have one.
 
     Args:
-        every: each prompt must have one.
+        every: each must have one.
+
+    Raises:
+        UsageError: one that cannot be read, or none where each must have one.
     """
     for prompt in prompts:
         if prompt.check is None:
@@ -144,12 +151,10 @@ def _demand_checks(prompts: Sequence[Prompt], *, every: bool) -> None:
                 hint="give every record a field `check`, see docs/reasoning.md",
             )
         try:
-            parse(prompt.check)
+            yield parse(prompt.check)
         except UsageError as error:
             details = [f"record {prompt.key}", *error.details]
             raise UsageError(error.what, details=details, hint=error.hint) from error
-    if checks := [prompt.check for prompt in prompts if prompt.check is not None]:
-        demand(checks)
 
 
 def _prompt(row: dataset.Row) -> str:

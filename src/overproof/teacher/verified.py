@@ -14,7 +14,6 @@ from overproof.teacher.prompts import Asked
 from overproof.teacher.request import Said
 
 SHOWN = 5  # reasons named when no answer is right
-CUT_OFF = "cut off at the longest length"
 
 
 def right(said: Sequence[Said], asked: Asked, teacher: Teacher, split: str) -> list[Said]:
@@ -27,17 +26,15 @@ def right(said: Sequence[Said], asked: Asked, teacher: Teacher, split: str) -> l
     Raises:
         StageError: none passes.
     """
-    ended = [one for one in said if teacher.ended(one.tokens)]
     cases = [
-        Case(asked.checks[one.request.record], teacher.text(one.tokens), asked.thinking)
-        for one in ended
+        Case(asked.checks[one.request.record], teacher.whole(one.tokens), asked.thinking)
+        for one in said
     ]
     with meter(f"checking {split}", len(cases), "answers") as progress:
         found = judge(cases, device.cores(), progress.advance)
-    good = [one for one, finding in zip(ended, found, strict=True) if finding.passed]
+    good = [one for one, finding in zip(said, found, strict=True) if finding.passed]
     if not good:
         reasons = Counter(finding.why for finding in found)
-        reasons[CUT_OFF] += len(said) - len(ended)
         raise StageError(
             f"none of {len(said):,} answers passes its check",
             details=[f"{count:,} times: {why}" for why, count in reasons.most_common(SHOWN)],

@@ -65,7 +65,7 @@ def test_a_student_answers_in_its_own_tokens(tmp_path: Path) -> None:
     solver = solve.Solver.of_student(student, vocabulary, teacher, answers())
     assert solver.spell([5, 340]) == (*vocabulary.pieces(5), *vocabulary.pieces(340))
     said = [*vocabulary.tokenizer.encode("Yes.").ids, vocabulary.whole(0)]
-    assert solver.text(said) == "Yes."
+    assert solver.whole(said) == "Yes."
     rates = solve.solve(solver, answers(), recipe(), tmp_path, "student")
     assert rates[0::3].mean() > 0.5
 

@@ -289,10 +289,10 @@ def test_what_is_no_object_is_no_check(check: object) -> None:
 
 
 def test_checks_that_cannot_work_are_told_before_anything_is_drawn() -> None:
-    demand([{"kind": "exact", "answer": "a"}, {"kind": "code", "tests": "pass"}])
+    demand([parse({"kind": "exact", "answer": "a"}), parse({"kind": "code", "tests": "pass"})])
     if importlib.util.find_spec("reasoning_gym"):
         with pytest.raises(UsageError, match="has no task 'guess'"):
-            demand([{"kind": "reasoning-gym", "task": "guess", "entry": {}}])
+            demand([parse({"kind": "reasoning-gym", "task": "guess", "entry": {}})])
 
 
 def test_a_prompt_that_begins_the_reasoning() -> None:

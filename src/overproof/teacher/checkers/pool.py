@@ -18,12 +18,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from overproof.core.errors import OverproofError, StageError, UsageError
-from overproof.teacher.checkers.base import SECONDS, Finding, final
+from overproof.teacher.checkers.base import SECONDS, Checker, Finding, final
 from overproof.teacher.checkers.kinds import parse
 from overproof.teacher.checkers.sandbox import end_all, enter
 
@@ -37,11 +38,12 @@ class Case(NamedTuple):
     """An answer, reasoning included, and the check that it must pass, as a record has it.
 
     Attributes:
+        answer: None: it was cut off, and is wrong.
         thinking: the prompt has begun the reasoning, see `final`.
     """
 
     check: Mapping[str, Any]
-    answer: str
+    answer: str | None
     thinking: bool = False
 
 
@@ -58,11 +60,13 @@ def judge(
         UsageError: a check that cannot be read, or whose package is not there.
         StageError: no process can be started, or programs cannot be kept from the network.
     """
-    pool, lock = _Pool(), threading.Lock()
+    lock = threading.Lock()
 
     def one(case: Case) -> Finding:
-        answer = final(case.answer, thinking=case.thinking)
-        if answer is None:
+        answer = None if case.answer is None else final(case.answer, thinking=case.thinking)
+        if case.answer is None:
+            found = Finding(False, "cut off at the longest length")
+        elif answer is None:
             found = Finding(False, "the reasoning does not end")
         else:
             found = pool.mine().judge(case.check, answer)
@@ -70,27 +74,34 @@ def judge(
             advance(1)
         return found
 
-    executor = ThreadPoolExecutor(max(1, workers))
-    try:
-        return list(executor.map(one, cases))
-    finally:
-        pool.stop()  # first: what is under way would be waited for
-        executor.shutdown(cancel_futures=True)
-        pool.stop()
-        shutil.rmtree(pool.folder, ignore_errors=True)
+    with _pool() as pool, ThreadPoolExecutor(max(1, workers)) as executor:
+        try:
+            return list(executor.map(one, cases))
+        finally:
+            pool.stop()  # what is under way would be waited for
+            executor.shutdown(cancel_futures=True)
 
 
-def demand(checks: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse checks that cannot be read, or that cannot work here, before anything is drawn.
+def demand(checkers: Iterable[Checker]) -> None:
+    """Refuse checks that cannot work here, before anything is drawn.
 
     Raises:
         UsageError, StageError: see `judge`.
     """
-    kinds = {(type(one), getattr(one, "task", "")): one for one in map(parse, checks)}
-    pool = _Pool()
-    try:
+    kinds = {(type(one), getattr(one, "task", "")): one for one in checkers}
+    if not kinds:
+        return
+    with _pool() as pool:
         for one in kinds.values():
             pool.mine().judge(one.model_dump(mode="json", by_alias=True), None)
+
+
+@contextmanager
+def _pool() -> Iterator[_Pool]:
+    """A pool that leaves neither processes nor files."""
+    pool = _Pool()
+    try:
+        yield pool
     finally:
         pool.stop()
         shutil.rmtree(pool.folder, ignore_errors=True)
@@ -136,13 +147,14 @@ class _Process:
 
     def judge(self, check: Mapping[str, Any], answer: str | None) -> Finding:
         """Judge an answer; of None, only whether the check can work."""
+        limit = parse(check).most_seconds
         for _ in range(TRIES):
             if self._pool.stopped.is_set():
                 break
             word = secrets.token_hex(8)
             asked = {"id": word, "check": dict(check), "answer": answer}
             try:
-                got = self._ask(json.dumps(asked).encode() + b"\n", parse(check).most_seconds)
+                got = self._ask(json.dumps(asked).encode() + b"\n", limit)
             except TimeoutError:
                 self.end()
                 return Finding(False, "its check did not end")
