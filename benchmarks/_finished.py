@@ -41,8 +41,9 @@ class Finished:
         """Measure models on the held-out answers, as the run did."""
         with meter("evaluating", len(said.heldout), "prompts") as bar:
             return evaluate(
-                teacher.model, said.prefix, said.heldout, vocabulary, models, self.recipe.evaluate,
-                seed=self.recipe.seed, length=self.recipe.train.sequence_length, meter=bar,
+                teacher.model, said.prefix, said.student_prefix, said.heldout, vocabulary, models,
+                self.recipe.evaluate, seed=self.recipe.seed, meter=bar,
+                length=self.recipe.train.sequence_length,
             )  # fmt: skip
 
     def teacher(self) -> local.Teacher:

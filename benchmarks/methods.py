@@ -78,7 +78,7 @@ def compare(run: Finished, arms: dict[str, list[str]]) -> dict[str, Any]:
         data = signalled_set(examples, answers, start.vocabulary, signals, run.recipe)
         for name, overrides in arms.items():
             recipe = with_overrides(run.recipe, [f"train.steps={run.given.steps}", *overrides])
-            judge = Judge.of(teacher, start.vocabulary, answers.prefix, answers.train, recipe)
+            judge = Judge.of(teacher, start.vocabulary, answers, answers.train, recipe)
             models[name] = copy.deepcopy(start.model)
             began = time.perf_counter()
             with meter(name, recipe.train.steps, "steps") as bar:
@@ -90,7 +90,7 @@ def compare(run: Finished, arms: dict[str, list[str]]) -> dict[str, Any]:
             note(f"{name}: {rows[name]['seconds']} s for {len(data.keys):,} answers")
     found = run.evaluate(teacher, answers, start.vocabulary, models)
     for name, model in models.items():
-        judge = Judge.of(teacher, start.vocabulary, answers.prefix, answers.heldout, run.recipe)
+        judge = Judge.of(teacher, start.vocabulary, answers, answers.heldout, run.recipe)
         for metric in ("kl_nats_per_token", "top1_agreement"):
             rows[name][metric] = found[name][metric]
         rows[name]["own_text"] = own_text(model, judge, run.recipe)

@@ -66,7 +66,7 @@ def plain(
     columns = torch.from_numpy(vocabulary.student_ids_U)
     made = optimizers(recipe.train, list(student.named_parameters()))
     order = np.random.default_rng(recipe.seed).permutation(len(answers.train))
-    head = list(vocabulary.spell(answers.prefix))
+    head = list(vocabulary.spell(answers.student_prefix))
     seen, began, at = 0, time.perf_counter(), 0
     for step in range(recipe.train.steps):
         # As many examples as bring it up to our trainer's mean.

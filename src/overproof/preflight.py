@@ -141,7 +141,8 @@ def first_prompts(path: Path, recipe: Recipe) -> list[str]:
 
 def look(teacher: local.Teacher, prompts: Sequence[str], recipe: Recipe) -> Seen:
     """Render, draw, read back, take the loss."""
-    ids = [teacher.prompt_ids(prompt, recipe.teacher.system) for prompt in prompts]
+    asks = recipe.teacher
+    ids = [teacher.prompt_ids(prompt, asks.system, asks.shots) for prompt in prompts]
     prefix = shared_prefix(ids)
     longest = max(map(len, ids))
     kept = TopK(1).within(teacher.model.config.vocab_size)

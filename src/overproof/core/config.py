@@ -29,6 +29,13 @@ class DataConfig(Section):
     max_record_bytes: Positive = Field(65_536, description="longest canonical record, bytes")
 
 
+class Shot(Section):
+    """A question and its answer, shown to the teacher as a turn that has been."""
+
+    prompt: str = Field(min_length=1, description="what was asked")
+    answer: str = Field(min_length=1, description="what was answered, in the form that is wanted")
+
+
 class TeacherConfig(Section):
     """The model to learn from."""
 
@@ -39,6 +46,11 @@ class TeacherConfig(Section):
         "weights", description="how the model is used, which its terms may depend on"
     )
     system: str | None = Field(None, description="system message put before every prompt")
+    shots: tuple[Shot, ...] = Field(
+        (),
+        description="few-shot: turns shown to the teacher before every prompt, and not to the "
+        "student, which learns to do without them",
+    )
 
 
 class SampleConfig(Section):

@@ -45,13 +45,15 @@ class Measured:
     """What is compared, and how: all that a worker needs beside its examples.
 
     Attributes:
-        prefix: tokens that every example starts with, in the teacher's vocabulary.
+        prefix: tokens that every example starts with for the teacher.
+        student_prefix: for the models; both in the teacher's vocabulary.
         models: name to model in the student's vocabulary.
         length: tokens a packed sequence.
     """
 
     teacher: Any
     prefix: tuple[int, ...]
+    student_prefix: tuple[int, ...]
     vocabulary: Vocabulary
     models: Mapping[str, Any]
     length: int
@@ -60,6 +62,7 @@ class Measured:
 def evaluate(
     teacher: Any,
     prefix: Sequence[int],
+    student_prefix: Sequence[int],
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     models: Mapping[str, Any],
@@ -89,7 +92,7 @@ def evaluate(
     """
     if not config.exact:
         teacher, models = mixed(teacher), {name: mixed(model) for name, model in models.items()}
-    measured = Measured(teacher, tuple(prefix), vocabulary, models, length)
+    measured = Measured(teacher, tuple(prefix), tuple(student_prefix), vocabulary, models, length)
     # 1.
     groups = [(start, examples[start : start + GROUP]) for start in range(0, len(examples), GROUP)]
     workers = min(device.cores(), len(groups))
@@ -135,7 +138,7 @@ def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
     truth_NU = _truth(measured.teacher, measured.prefix, group, measured.length)
     tallies = {TEACHER: _tally_teacher(truth_NU, group)}
     truth = _Truth.of(truth_NU, measured.vocabulary)
-    head = measured.vocabulary.spell(measured.prefix)
+    head = measured.vocabulary.spell(measured.student_prefix)
     respelled = [respell(example, measured.vocabulary) for example in group]
     for name, model in measured.models.items():
         # 2.

@@ -64,6 +64,7 @@ def evaluation(
             result = evaluate(
                 teacher.model,
                 answers.prefix,
+                answers.student_prefix,
                 answers.heldout,
                 vocabulary,
                 models,
@@ -134,7 +135,7 @@ def _side_by_side(
     """The same prompts answered by each model, drawn with the same settings and seeds."""
     if not shown:
         return []
-    head = vocabulary.spell(answers.prefix)
+    head = vocabulary.spell(answers.student_prefix)
     requests = [Request.make(one.key, vocabulary.spell(one.prompt), recipe.seed) for one in shown]
     drawing = Drawing.of(
         recipe.sample.model_copy(update={"batch": len(shown)}),
@@ -203,5 +204,5 @@ def speed(
 def heldout_texts(samples: Artifact, initial: Artifact) -> list[list[int]]:
     """Held-out conversations in the student's tokens, for the parity receipts."""
     answers, vocabulary = read(samples), Vocabulary.load(initial.path)
-    head = list(vocabulary.spell(answers.prefix))
+    head = list(vocabulary.spell(answers.student_prefix))
     return [head + respell(example, vocabulary).tokens for example in answers.heldout]

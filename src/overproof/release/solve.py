@@ -76,7 +76,7 @@ class Solver:
 
         thinking = _thinking(teacher, answers)
         return Solver(
-            model, vocabulary.spell(answers.prefix), ends, vocabulary.spell, whole, thinking
+            model, vocabulary.spell(answers.student_prefix), ends, vocabulary.spell, whole, thinking
         )
 
 

@@ -84,7 +84,9 @@ class _Arm:
     def data(self, folder: Path, answers: Answers, start: first.Initial) -> TrainSet:
         """What it trains on."""
         if self.signals is None:
-            return build_train_set(folder, answers.prefix, answers.train, start.vocabulary, None)
+            return build_train_set(
+                folder, answers.student_prefix, answers.train, start.vocabulary, None
+            )
         signals = SignalCache(self.signals.path, made_of(self.samples, self.recipe))
         return signalled_set(folder, answers, start.vocabulary, signals, self.recipe)
 
@@ -92,7 +94,7 @@ class _Arm:
         """The teacher, where the student's own text is learned from."""
         if self.load is None:
             return None
-        return Judge.of(self.load(), start.vocabulary, answers.prefix, answers.train, self.recipe)
+        return Judge.of(self.load(), start.vocabulary, answers, answers.train, self.recipe)
 
 
 def signalled_set(
@@ -101,7 +103,7 @@ def signalled_set(
     """The training set of the teacher's answers with its cached signals; see `build_train_set`."""
     return build_train_set(
         folder,
-        answers.prefix,
+        answers.student_prefix,
         answers.train,
         vocabulary,
         signals,

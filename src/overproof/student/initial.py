@@ -134,7 +134,7 @@ def initial(
         only = answer_rows(answers.train) if recipe.signals.prompts else None
         made = make(
             teacher,
-            answers.prefix,
+            answers.student_prefix,
             answers.train,
             SignalCache(signals.path, made_of(samples, recipe), only),
             recipe.student,

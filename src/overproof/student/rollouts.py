@@ -37,6 +37,7 @@ from overproof.student.examples import TrainSet, lay, respell
 from overproof.student.recut import Recut
 from overproof.student.targets import StateTargets, around_states
 from overproof.student.vocabulary import Vocabulary
+from overproof.teacher.answers import Answers
 from overproof.teacher.example import Example
 from overproof.teacher.forward import states_at
 from overproof.teacher.local import Teacher
@@ -52,7 +53,8 @@ class Judge:
     Attributes:
         model: the teacher's, in the type to compute in. tokenizer: its own.
         vocabulary: the student's.
-        prefix: the teacher's tokens that every conversation starts with.
+        prefix: the teacher's tokens that every conversation starts with for the teacher.
+        student_prefix: the teacher's tokens that it starts with for the student.
         prompts: key of each record, and its own tokens of the teacher.
         stop_ids: the teacher's. max_new_tokens: of an answer. slots: answers drawn together.
         temperature: of the distributions.
@@ -62,6 +64,7 @@ class Judge:
     tokenizer: Tokenizer
     vocabulary: Vocabulary
     prefix: tuple[int, ...]
+    student_prefix: tuple[int, ...]
     prompts: tuple[tuple[str, tuple[int, ...]], ...]
     stop_ids: tuple[int, ...]
     max_new_tokens: int
@@ -72,7 +75,7 @@ class Judge:
     def of(
         teacher: Teacher,
         vocabulary: Vocabulary,
-        prefix: Sequence[int],
+        answers: Answers,
         examples: Sequence[Example],
         recipe: Recipe,
     ) -> Judge:
@@ -81,7 +84,8 @@ class Judge:
             teacher.half,
             teacher.tokenizer.backend_tokenizer,
             vocabulary,
-            tuple(prefix),
+            answers.prefix,
+            answers.student_prefix,
             tuple({one.key: one.prompt for one in examples}.items()),
             teacher.stop_ids,
             recipe.sample.max_new_tokens,
@@ -176,7 +180,7 @@ class Rollouts:
         self.rows = math.ceil(config.sequences / shares.workers)
         self.student = _speaker(student)
         self.recut = Recut(judge.tokenizer, judge.vocabulary)
-        self.prefix = judge.vocabulary.spell(judge.prefix)
+        self.prefix = judge.vocabulary.spell(judge.student_prefix)
         self.pending: list[Drawn] = []
 
     def next(self, number: int) -> tuple[Packed, TrainSet, str]:

@@ -32,11 +32,13 @@ class Answers:
 
     Attributes:
         prefix: tokens that every conversation starts with.
+        student_prefix: the same of the student, still in the teacher's tokens: without the shots.
         texts: the held-out prompts as they were certified, by key.
         checks: what is right, of the held-out records that say so, by key.
     """
 
     prefix: tuple[int, ...]
+    student_prefix: tuple[int, ...]
     train: list[Example]
     heldout: list[Example]
     texts: dict[str, str]
@@ -135,7 +137,8 @@ def _write_all(
     tokens = {name: _write(folder / name, rows) for name, rows in said.items()}
     if kept:
         _write_signals(folder, said[TRAIN], journal, kept)
-    (folder / PREFIX).write_text(json.dumps(list(asked.prefix)), encoding="utf-8")
+    prefixes = {"teacher": asked.prefix, "student": asked.student_prefix}
+    (folder / PREFIX).write_text(json.dumps(prefixes), encoding="utf-8")
     (folder / TEXTS).write_text(json.dumps(asked.texts), encoding="utf-8")
     checks = {key: asked.checks[key] for key in asked.texts if key in asked.checks}
     (folder / CHECKS).write_text(json.dumps(checks), encoding="utf-8")
@@ -181,6 +184,7 @@ def _sampler(recipe: Recipe) -> Json:
     return {
         "sample": recipe.sample.model_dump(),
         "system": recipe.teacher.system,
+        "shots": [shot.model_dump() for shot in recipe.teacher.shots],
         "seed": recipe.seed,
     }
 
@@ -208,11 +212,12 @@ def made_of(samples: Artifact, recipe: Recipe) -> Binding:
 
 def read(samples: Artifact) -> Answers:
     """The answers of a finished stage."""
-    prefix = json.loads(samples.file(PREFIX).read_bytes())
+    prefixes = json.loads(samples.file(PREFIX).read_bytes())
+    prefix, alone = (tuple(prefixes[whose]) for whose in ("teacher", "student"))
     texts = json.loads(samples.file(TEXTS).read_bytes())
     checks = json.loads(samples.file(CHECKS).read_bytes())
     train, heldout = _examples(samples, TRAIN), _examples(samples, HELDOUT)
-    return Answers(tuple(prefix), train, heldout, texts, checks)
+    return Answers(prefix, alone, train, heldout, texts, checks)
 
 
 def _examples(samples: Artifact, name: str) -> list[Example]:

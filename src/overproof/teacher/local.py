@@ -22,6 +22,7 @@ from safetensors import SafetensorError  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from overproof.core.artifact import Json, Resource  # noqa: E402
+from overproof.core.config import Shot  # noqa: E402
 from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
 from overproof.policy import match  # noqa: E402
@@ -105,15 +106,22 @@ class Teacher:
         """What its tokenizer is made of; raises where a student could not have it, see `tokens`."""
         return byte_level(getattr(self.tokenizer, "backend_tokenizer", self.tokenizer))
 
-    def prompt_ids(self, prompt: str, system: str | None) -> list[int]:
+    def prompt_ids(self, prompt: str, system: str | None, shots: Sequence[Shot] = ()) -> list[int]:
         """Token ids of a conversation up to where the assistant speaks; the same every day.
+
+        Args:
+            shots: turns that stand before the prompt.
 
         Raises:
             StageError: the chat template refuses it.
         """
-        turns = [{"role": "user", "content": prompt}]
-        if system:
-            turns.insert(0, {"role": "system", "content": system})
+        turns = [{"role": "system", "content": system}] if system else []
+        for shot in shots:
+            turns += [
+                {"role": "user", "content": shot.prompt},
+                {"role": "assistant", "content": shot.answer},
+            ]
+        turns.append({"role": "user", "content": prompt})
         try:
             ids = self.tokenizer.apply_chat_template(
                 turns,

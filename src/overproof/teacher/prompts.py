@@ -50,6 +50,7 @@ class Asked:
 
     Attributes:
         prefix: tokens that every conversation starts with.
+        student_prefix: the same of the student, which is not shown the shots.
         requests: of each split, by its file's name.
         texts: the held-out prompts as they were certified, by key.
         checks: what is right, of the records that say so, by key.
@@ -57,6 +58,7 @@ class Asked:
     """
 
     prefix: tuple[int, ...]
+    student_prefix: tuple[int, ...]
     requests: dict[str, list[Request]]
     texts: dict[str, str]
     checks: dict[str, Mapping[str, Any]]
@@ -74,13 +76,14 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
         TRAIN: _prompts(train, recipe.sample.prompts, recipe.seed),
         HELDOUT: _prompts(heldout, recipe.sample.heldout_prompts, recipe.seed),
     }
-    ids = {
-        prompt.key: teacher.prompt_ids(prompt.text, recipe.teacher.system)
-        for split in prompts.values()
-        for prompt in split
-    }
+    every = [prompt for split in prompts.values() for prompt in split]
+    system, shots = recipe.teacher.system, recipe.teacher.shots
+    ids = {one.key: teacher.prompt_ids(one.text, system, shots) for one in every}
     prefix = shared_prefix(list(ids.values()))
     own = {key: tokens[len(prefix) :] for key, tokens in ids.items()}
+    alone = prefix
+    if shots:
+        alone = _alone({one.key: teacher.prompt_ids(one.text, system) for one in every}, own)
     demand_sequence(max(len(ids[prompt.key]) for prompt in prompts[TRAIN]), recipe)
     draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
     requests = {
@@ -91,7 +94,6 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
         ]
         for name, split in prompts.items()
     }
-    every = [prompt for split in prompts.values() for prompt in split]
     checks = {prompt.key: prompt.check for prompt in every if prompt.check is not None}
     demand(
         [
@@ -101,8 +103,36 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
     )
     texts = {one.key: one.text for one in prompts[HELDOUT]}
     return Asked(
-        prefix, requests, texts, checks, begins_to_think(teacher, next(iter(ids.values())))
+        prefix, alone, requests, texts, checks, begins_to_think(teacher, next(iter(ids.values())))
     )
+
+
+def _alone(bare: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """What stands before the own tokens of every prompt where no shots do.
+
+    Args:
+        bare: the prompts without shots, by key. own: of each, what is its own behind the shots.
+
+    Raises:
+        UsageError: a prompt is written otherwise behind shots than alone.
+    """
+    heads = set[tuple[int, ...]]()
+    for key, tokens in own.items():
+        whole = tuple(bare[key])
+        cut = len(whole) - len(tokens)
+        if cut < 0 or whole[cut:] != tuple(tokens):
+            raise UsageError(
+                "the chat template writes a prompt otherwise behind teacher.shots than alone",
+                details=[f"record {key}"],
+                hint="put the shots into teacher.system as text, and leave teacher.shots out",
+            )
+        heads.add(whole[:cut])
+    if len(heads) > 1:
+        raise UsageError(
+            "without teacher.shots the conversations do not begin alike",
+            hint="put the shots into teacher.system as text, and leave teacher.shots out",
+        )
+    return heads.pop()
 
 
 def begins_to_think(teacher: Teacher, prompt: Sequence[int]) -> bool:

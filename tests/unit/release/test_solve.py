@@ -33,6 +33,7 @@ def answers() -> Answers:
     checks = [ALWAYS, NEVER, VOWEL] * 3
     return Answers(
         training.HEAD,
+        training.HEAD,
         [],
         problems,
         {},
