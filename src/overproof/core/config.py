@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from overproof.core.errors import UsageError
-from overproof.core.methods import Divergence, ForwardKl, OnPolicy, Sampled, Signals
+from overproof.core.methods import CrossEntropy, ForwardKl, Objective, OnPolicy, Sampled, Signals
 from overproof.core.section import Fraction, Positive, Section
 
 
@@ -103,7 +103,7 @@ class TrainConfig(Section):
     """How the student learns."""
 
     steps: Positive = Field(description="optimizer steps, of each arm")
-    divergence: Divergence = ForwardKl()
+    divergence: Objective = ForwardKl()
     on_policy: OnPolicy | None = None
     sequences: Positive = Field(8, description="packed sequences a step")
     sequence_length: Positive = Field(256, description="tokens a packed sequence")
@@ -121,7 +121,11 @@ class TrainConfig(Section):
     digest_steps: Positive = Field(
         100, description="steps between digests of the weights in the step log"
     )
-    control: bool = Field(True, description="train the control arm too: cross-entropy, equal steps")
+    control: bool = Field(
+        True,
+        description="train the control arm too, for equal steps: cross-entropy on the same text, "
+        "or where the student has that, on the answers before they were checked",
+    )
 
     @model_validator(mode="after")
     def _on_policy_is_seen(self) -> Self:
@@ -183,13 +187,33 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _draws_give_forward_kl(self) -> Self:
-        if isinstance(self.signals, Sampled) and not isinstance(self.train.divergence, ForwardKl):
+        given = self.train.divergence
+        if isinstance(self.signals, Sampled) and not isinstance(given, ForwardKl | CrossEntropy):
             raise ValueError(
                 f"signals.kind `sampled` goes with train.divergence.kind `forward-kl` alone, got "
-                f"`{self.train.divergence.kind}`: draws give its gradient in the mean, and no "
-                "other's; take signals.kind `exact` or `top-k`"
+                f"`{given.kind}`: draws give its gradient in the mean, and no other's; take "
+                "signals.kind `exact` or `top-k`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _control_is_another(self) -> Self:
+        if self.by_text and self.train.control and not self.sample.verified:
+            raise ValueError(
+                "train.divergence.kind `cross-entropy` is what the control arm has: set "
+                "train.control: false, or choose the answers with sample.verified: true"
+            )
+        return self
+
+    @property
+    def by_text(self) -> bool:
+        """Whether the student learns from the teacher's text alone."""
+        return isinstance(self.train.divergence, CrossEntropy)
+
+    @property
+    def solving(self) -> bool:
+        """Whether the student learns to solve problems, and not to be like its teacher."""
+        return self.by_text and self.sample.verified
 
 
 def resource_folders() -> list[Path]:

@@ -123,6 +123,19 @@ Divergence = Annotated[
 ]
 
 
+class CrossEntropy(Section):
+    """Of the teacher's text alone: sequence-level distillation. With `sample.verified` the student
+    may come to solve more than its teacher, whose distributions also hold its mistakes."""
+
+    kind: Literal["cross-entropy"]
+
+
+Objective = Annotated[
+    ForwardKl | ReverseKl | Jsd | SkewKl | SkewReverseKl | AlphaBeta | CrossEntropy,
+    Field(discriminator="kind"),
+]
+
+
 class OnPolicy(Section):
     """Learning from what the student itself says, each token judged by the teacher."""
 

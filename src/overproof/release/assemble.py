@@ -95,6 +95,7 @@ def collect(
     return f.ReportFacts(
         name=plan.name,
         system=recipe.teacher.system,
+        shots=len(recipe.teacher.shots),
         overproof=__version__,
         teacher_model=_teacher(teacher, recipe, decision),
         teacher=_arm(result["teacher"]),
@@ -158,6 +159,7 @@ def _evaluation(result: Json, initial: Artifact, recipe: Recipe) -> f.Evaluation
         recipe.sample.temperature,
         recipe.sample.top_p,
         top_k if top_k < initial.facts["teacher"]["vocabulary"] else None,
+        recipe.solving,
     )
 
 
@@ -169,11 +171,8 @@ def _sizes(initial: Artifact) -> f.Sizes:
 
 def _training(parts: Parts, recipe: Recipe) -> f.Training:
     return f.Training(
-        _run(
-            parts.student,
-            f"{method.divergence(recipe.train.divergence)} to the teacher's cached distributions",
-        ),
-        _run(parts.control, "cross-entropy on the teacher's text") if parts.control else None,
+        _run(parts.student, method.objective(recipe)),
+        _run(parts.control, method.control(recipe)) if parts.control else None,
     )
 
 

@@ -80,7 +80,12 @@ METRICS = (
         share=True,
     ),
 )
+SOLVED = "pass_at_1"
 PROBLEMS = ". It does not count: how many problems are solved is another question than closeness"
+CLOSENESS = (
+    ". It does not count: the student learned to solve problems, and its teacher's mistakes are "
+    "no aim"
+)
 BELOW = (
     ". It does not count: one of the two is below the teacher's own perplexity, and lower is then "
     "no longer closer"
@@ -167,11 +172,11 @@ def compare(
         if mine is None or theirs is None or change is None:
             continue
         objection = ""
-        if metric.field == "perplexity" and not evaluation.as_is:
+        if (metric.field == SOLVED) != evaluation.solving:
+            objection = CLOSENESS if evaluation.solving else PROBLEMS
+        elif metric.field == "perplexity" and not evaluation.as_is:
             cut = "" if evaluation.top_k is None else f" from {evaluation.top_k} tokens"
             objection = SHARPENED.format(**vars(evaluation), cut=cut)
-        elif metric.field == "pass_at_1":
-            objection = PROBLEMS
         elif metric.field == "perplexity" and own and min(mine.value, theirs.value) < own.value:
             objection = BELOW
         found.append(Comparison(metric, mine, theirs, change, objection))
@@ -210,10 +215,26 @@ HEADLINES: dict[Outcome, str] = {
 }
 
 
+SOLVING: dict[Outcome, str] = {
+    "helped": "Checking helped: learning from right answers alone made the student solve more "
+    "problems than equal training on all of the teacher's answers.",
+    "hurt": "Checking did not help: equal training on all of the teacher's answers made the "
+    "control arm solve more problems.",
+    "mixed": "",  # one measure cannot contradict itself
+    "not shown": "Not shown: student and control arm cannot be told apart on these problems, so "
+    "this run gives no evidence that checking the answers helped.",
+    "not measured": "Not measured: without a control arm, or a check for each held-out problem, "
+    "this report cannot say whether checking the answers helped.",
+}
+AGAINST_THE_TEACHER: dict[Order, str] = {
+    "better": "It solves more of these problems than its teacher.",
+    "worse": "It solves fewer of these problems than its teacher.",
+    "unclear": "It cannot be told apart from its teacher in how many of these problems it solves.",
+}
 # The control arm can end below its start. To be ahead of it is then no gain.
 IN_VAIN = (
-    "Not shown: the student is ahead of the control arm by {better}, but training did not bring it "
-    "closer to the teacher than it was."
+    "Not shown: the student is ahead of the control arm by {better}, but training did not make it "
+    "better than it was."
 )
 TRAINING: dict[Outcome, str] = {
     "helped": "Training itself helped: the student is better than before training.",
@@ -230,6 +251,7 @@ def conclude(facts: ReportFacts) -> Conclusion:
     1. Compare with the control arm by every metric; the outcome is what they say together.
     2. Say whether both arms had the same steps and tokens: only then is the comparison fair.
     3. Compare with the untrained student: a training that changed nothing has not helped.
+    4. Where problems are to be solved, compare with the teacher.
     """
     sentences: list[str] = []
     # 1.
@@ -242,9 +264,14 @@ def conclude(facts: ReportFacts) -> Conclusion:
     since = outcome(_against(facts, "untrained", facts.untrained))
     sentences.append(TRAINING[since])
     result = outcome(against)
-    headline = HEADLINES[result]
+    headline = (SOLVING if facts.evaluation.solving else HEADLINES)[result]
     if result == "helped" and since in ("hurt", "not shown"):
         result, headline = "not shown", IN_VAIN
+    # 4.
+    if facts.evaluation.solving:
+        lead = [one for one in _against(facts, "teacher", facts.teacher) if not one.objection]
+        sentences += [one.sentence("the teacher") for one in lead]
+        headline = " ".join([headline, *(AGAINST_THE_TEACHER[one.order] for one in lead)])
     better, worse = _names(against, "better"), _names(against, "worse")
     return Conclusion(result, headline.format(better=better, worse=worse), tuple(sentences))
 

@@ -55,6 +55,7 @@ class Evaluation:
         products: the type in which the models' layers multiplied, `bf16` or `fp32`.
         temperature, top_p: that the teacher's answers were drawn with.
         top_k: the same; None where they were drawn from all tokens.
+        solving: the student learned to solve problems, and not to be like its teacher.
     """
 
     prompts: int
@@ -65,6 +66,7 @@ class Evaluation:
     temperature: float
     top_p: float
     top_k: int | None = None
+    solving: bool = False
 
     @property
     def as_is(self) -> bool:
@@ -297,6 +299,7 @@ class ReportFacts:
     Attributes:
         name: of the released model.
         system: system message that every prompt carries, None for none.
+        shots: answered questions that the teacher was shown before each prompt.
         teacher, student, untrained, control: quality on the held-out prompts. `untrained` is the
             student before training, `control` the same student trained by plain cross-entropy.
         differences: the student less `untrained` and less `control`, paired prompt by prompt; and
@@ -311,6 +314,7 @@ class ReportFacts:
 
     name: str
     system: str | None
+    shots: int
     overproof: str
     teacher_model: TeacherModel
     teacher: Arm

@@ -19,7 +19,7 @@ def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
     where = (
         " It learned at every position of prompts and answers; a control arm learns at the "
         "answers' alone, for the prompts are not the teacher's text."
-        if recipe.signals.prompts
+        if recipe.signals.prompts and not recipe.by_text
         else ""
     )
     return (
@@ -31,10 +31,22 @@ def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
         f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them; the "
         "layers that stay were refitted in closed form to bridge the gaps.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
-        f"{train.sequence_length} tokens by {divergence(train.divergence)} over the cached "
-        f"distributions, with {train.optimizer} at a peak rate of {train.learning_rate:g}.{where}"
+        f"{train.sequence_length} tokens by {objective(recipe)}, with {train.optimizer} at a "
+        f"peak rate of {train.learning_rate:g}.{where}"
         f"{own_text(train)}",
     )
+
+
+def objective(recipe: Recipe) -> str:
+    """What was made small, and over what."""
+    if not recipe.by_text:
+        return f"{divergence(recipe.train.divergence)} to the teacher's cached distributions"
+    return f"cross-entropy on the teacher's {'checked answers' if recipe.solving else 'text'}"
+
+
+def control(recipe: Recipe) -> str:
+    """The same of the control arm."""
+    return f"cross-entropy on the teacher's {'unchecked answers' if recipe.solving else 'text'}"
 
 
 def own_text(train: TrainConfig) -> str:
@@ -75,9 +87,11 @@ def kept(signals: methods.Signals) -> str:
             )
 
 
-def divergence(config: methods.Divergence) -> str:
+def divergence(config: methods.Objective) -> str:
     """What was made small."""
     match config:
+        case methods.CrossEntropy():
+            return "cross-entropy"
         case methods.ForwardKl():
             return "forward KL"
         case methods.ReverseKl():

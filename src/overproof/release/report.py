@@ -84,7 +84,8 @@ def to_json(facts: ReportFacts) -> Json:
 
 def all_limits(facts: ReportFacts) -> tuple[str, ...]:
     """The limits of every report, that of a control arm if there is one, and this report's own."""
-    control = () if facts.control is None else (OF_THE_CONTROL_ARM,)
+    apart = facts.control is not None and not facts.evaluation.solving
+    control = (OF_THE_CONTROL_ARM,) if apart else ()
     return (*LIMITS, *control, *facts.limits)
 
 

@@ -13,7 +13,7 @@ from overproof.core import device, host
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe, TrainConfig
 from overproof.core.console import meter
-from overproof.core.methods import ForwardKl
+from overproof.core.methods import CrossEntropy
 from overproof.student import initial as first
 from overproof.student import steplog
 from overproof.student.examples import TrainSet, build_train_set
@@ -50,7 +50,10 @@ def student(
 
 
 def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> Artifact:
-    """The stage `control`: the same student and steps, cross-entropy on the teacher's text."""
+    """The stage `control`: the same student and steps, cross-entropy on the teacher's text.
+
+    Where the student has that too, for it learns from checked answers: on the unchecked ones.
+    """
     inputs: dict[str, Input] = {"initial": start, "samples": samples}
     return _arm(_Arm("control", start, samples, recipe), inputs, store)
 
@@ -79,14 +82,19 @@ class _Arm:
     @property
     def key(self) -> Json:
         """What the stage follows from, beside its inputs."""
-        return {"train": self.config.model_dump(exclude={"control"}), "seed": self.recipe.seed}
+        key = {"train": self.config.model_dump(exclude={"control"}), "seed": self.recipe.seed}
+        return key | ({"text": "unchecked"} if self.unchecked else {})
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether it learns from the answers as they were before they were checked."""
+        return self.signals is None and self.recipe.by_text
 
     def data(self, folder: Path, answers: Answers, start: first.Initial) -> TrainSet:
         """What it trains on."""
-        if self.signals is None:
-            return build_train_set(
-                folder, answers.student_prefix, answers.train, start.vocabulary, None
-            )
+        if self.signals is None or self.recipe.by_text:
+            text = answers.unchecked if self.unchecked else answers.train
+            return build_train_set(folder, answers.student_prefix, text, start.vocabulary, None)
         signals = SignalCache(self.signals.path, made_of(self.samples, self.recipe))
         return signalled_set(folder, answers, start.vocabulary, signals, self.recipe)
 
@@ -165,5 +173,6 @@ def _write_log(path: Path, data: TrainSet, asked: Sequence[str], arm: _Arm, done
 
 
 def plain(config: TrainConfig) -> TrainConfig:
-    """The same training by cross-entropy: forward KL to a distribution on one token."""
-    return config.model_copy(update={"divergence": ForwardKl(), "on_policy": None})
+    """The same training by cross-entropy."""
+    update = {"divergence": CrossEntropy(kind="cross-entropy"), "on_policy": None}
+    return config.model_copy(update=update)

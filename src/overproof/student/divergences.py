@@ -61,10 +61,10 @@ class Divergence(NamedTuple):
     linear: bool = False
 
 
-def divergence(config: methods.Divergence) -> Divergence:
+def divergence(config: methods.Objective) -> Divergence:
     """The divergence that a recipe names."""
     match config:
-        case methods.ForwardKl():
+        case methods.ForwardKl() | methods.CrossEntropy():  # to all mass on the next token
             return FORWARD_KL
         case methods.ReverseKl():
             return Divergence(_reverse_kl)

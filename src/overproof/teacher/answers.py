@@ -22,6 +22,7 @@ from overproof.teacher.request import Drawing, Request, Said
 from overproof.teacher.sample import draw_all
 from overproof.teacher.verified import right, shortest
 
+UNCHECKED = "unchecked.jsonl"
 PREFIX, TEXTS, CHECKS = "prefix.json", "prompts.json", "checks.json"
 MADE_OF = "made_of.json"
 
@@ -33,6 +34,8 @@ class Answers:
     Attributes:
         prefix: tokens that every conversation starts with.
         student_prefix: the same of the student, still in the teacher's tokens: without the shots.
+        unchecked: the training answers with those that their checks rejected; `train` where nothing
+            is checked.
         texts: the held-out prompts as they were certified, by key.
         checks: what is right, of the held-out records that say so, by key.
     """
@@ -40,6 +43,7 @@ class Answers:
     prefix: tuple[int, ...]
     student_prefix: tuple[int, ...]
     train: list[Example]
+    unchecked: list[Example]
     heldout: list[Example]
     texts: dict[str, str]
     checks: dict[str, Json]
@@ -118,6 +122,7 @@ def _chosen(
     said = {name: _unique(split, journal) for name, split in asked.requests.items()}
     config, facts = recipe.sample, Json()
     if config.verified:
+        said[UNCHECKED] = said[TRAIN]
         facts["checked"] = len(said[TRAIN])
         said[TRAIN] = right(said[TRAIN], asked, teacher, "answers")
         facts["right"] = len(said[TRAIN])
@@ -146,7 +151,7 @@ def _write_all(
         "prompts": len({one.request.record for one in said[TRAIN]}),
         "answers": len(said[TRAIN]),
         "heldout_prompts": len(said[HELDOUT]),
-        "answer_tokens": sum(tokens.values()),
+        "answer_tokens": tokens[TRAIN] + tokens[HELDOUT],
         "prefix_tokens": len(asked.prefix),
     }
 
@@ -217,7 +222,8 @@ def read(samples: Artifact) -> Answers:
     texts = json.loads(samples.file(TEXTS).read_bytes())
     checks = json.loads(samples.file(CHECKS).read_bytes())
     train, heldout = _examples(samples, TRAIN), _examples(samples, HELDOUT)
-    return Answers(prefix, alone, train, heldout, texts, checks)
+    every = _examples(samples, UNCHECKED) if "checked" in samples.facts else train
+    return Answers(prefix, alone, train, every, heldout, texts, checks)
 
 
 def _examples(samples: Artifact, name: str) -> list[Example]:

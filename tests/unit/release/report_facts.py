@@ -104,6 +104,7 @@ def facts(**changes: Any) -> ReportFacts:
     whole = ReportFacts(
         name="support-flash",
         system="You are a helpful assistant of a customer service.",
+        shots=0,
         overproof="0.1.0",
         teacher_model=TeacherModel(
             "HuggingFaceTB/SmolLM2-135M-Instruct",

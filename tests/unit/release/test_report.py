@@ -421,7 +421,46 @@ def test_the_untrained_student_is_compared_too(untrained: Arm, words_: str) -> N
     # Ahead of the control arm, and no nearer to the teacher than before: that has helped nobody.
     in_vain = "harm" in words_ or "no effect" in words_
     assert found.outcome == ("not shown" if in_vain else "helped")
-    assert ("training did not bring it closer" in found.headline) == in_vain
+    assert ("training did not make it better" in found.headline) == in_vain
+
+
+@pytest.mark.parametrize(
+    ("control", "teacher", "outcome_", "words_"),
+    [
+        (0.3, 0.2, "helped", ("Checking helped", "solves more of these problems than its teacher")),
+        (0.3, 0.9, "helped", ("Checking helped", "solves fewer of these problems")),
+        (0.7, 0.5, "hurt", ("Checking did not help", "cannot be told apart from its teacher")),
+        (0.5, 0.2, "not shown", ("no evidence that checking", "solves more")),
+    ],
+)
+def test_a_student_that_learned_to_solve_is_judged_by_that_alone(
+    control: float, teacher: float, outcome_: str, words_: tuple[str, str]
+) -> None:
+    """In all of them it is nearer to the teacher than its control arm."""
+
+    def with_pass(arm_: Arm | None, value: float) -> Arm:
+        assert arm_ is not None
+        return dataclasses.replace(arm_, pass_at_1=interval(value, 0.04))
+
+    plain = report_facts.facts()
+    rates = {"control": control, "untrained": 0.0, "teacher": teacher}
+    facts = report_facts.facts(
+        student=with_pass(plain.student, 0.5),
+        **{name: with_pass(getattr(plain, name), value) for name, value in rates.items()},
+        differences={
+            name: dataclasses.replace(
+                plain.differences.get(name, Arm()), pass_at_1=interval(0.5 - value, 0.05)
+            )
+            for name, value in rates.items()
+        },
+        evaluation=dataclasses.replace(plain.evaluation, solving=True),
+    )
+    found = conclude(facts)
+    assert found.outcome == outcome_
+    assert all(part in found.headline for part in words_), found.headline
+    kl = next(sentence for sentence in found.sentences if sentence.startswith("KL"))
+    assert "It does not count" in kl
+    assert any("better than the teacher" in s for s in found.sentences) == (teacher < 0.5)
 
 
 # --- words --------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ def answers() -> Answers:
         training.HEAD,
         training.HEAD,
         [],
+        [],
         problems,
         {},
         {one.key: check for one, check in zip(problems, checks, strict=True)},

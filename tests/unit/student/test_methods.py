@@ -9,14 +9,16 @@ import pytest
 import tiny_teacher as tiny
 import torch
 import training
-from tiny_stage import HEAD, recipe, samples
+from tiny_stage import HEAD, STUDENT_HEAD, recipe, samples
 
 from overproof.core.artifact import Artifact
 from overproof.core.config import Recipe
+from overproof.core.errors import UsageError
 from overproof.student import arms, steplog
 from overproof.student.examples import build_train_set
-from overproof.student.initial import initial
+from overproof.student.initial import initial, load
 from overproof.student.losses import divergence_of
+from overproof.student.rollouts import Judge, Rollouts, Shares
 from overproof.teacher.answers import made_of, read
 from overproof.teacher.cache import SignalCache
 from overproof.teacher.signals import cache
@@ -27,6 +29,7 @@ SHAPE = (
     "train.learning_rate=0.02",
 )  # fmt: skip
 COUNT = 40
+SHARES = Shares(prompts=COUNT, answers=4, workers=1, ahead=2, steps=9, seed=0)
 OWN = "{warm_start: 0.1, fraction: 0.5, ahead: 2}"
 
 
@@ -75,6 +78,37 @@ def test_the_student_learns_from_its_own_text(tmp_path: Path) -> None:
     log = steplog.read(student.file(steplog.FILE), student.facts["step_log"])
     assert [("said" in line) for line in log[1:-1]] == own
     assert any(one["name"] in ("teacher", "tiny") for one in student.manifest["inputs"])
+
+
+def test_the_student_begins_without_what_the_teacher_is_shown(tmp_path: Path) -> None:
+    """In its text, in that of its own that the teacher judges, and in the control arm's."""
+    asked = recipe("signals={kind: exact}", f"train.on_policy={OWN}", *SHAPE)
+    made = stages(tmp_path, asked)
+    said, vocabulary = read(made["samples"]), load(made["initial"].path).vocabulary
+    assert said.student_prefix == HEAD[:STUDENT_HEAD] != said.prefix == HEAD
+    signals = SignalCache(made["signals"].path, made_of(made["samples"], asked))
+    data = arms.signalled_set(tmp_path / "set", said, vocabulary, signals, asked)
+    head = vocabulary.spell(said.student_prefix)
+    assert tuple(data.prefix) == head
+    judge = Judge.of(tiny.teacher(), vocabulary, said, said.train, asked)
+    assert (judge.prefix, judge.student_prefix) == (said.prefix, said.student_prefix)
+    assert Rollouts(0, SHARES, tiny.model(), judge, asked.train).prefix == head
+
+
+def test_cross_entropy_learns_from_the_text_alone(tmp_path: Path) -> None:
+    """Checked answers are learned from; the control arm has those that were not checked."""
+    plain = ("train.divergence={kind: cross-entropy}", "sample.verified=true", *SHAPE)
+    asked = recipe("signals={kind: sampled}", *plain)
+    made = stages(tmp_path, asked)
+    student = learned(made, asked, tmp_path)
+    control = arms.control(made["initial"], made["samples"], asked, tmp_path)
+    # Here nothing was checked, so both texts are one.
+    assert student.facts["losses"] == control.facts["losses"]
+    assert student.sha256 != control.sha256
+    same = arms.control(made["initial"], made["samples"], recipe(*SHAPE), tmp_path)
+    assert same.facts["losses"] == control.facts["losses"]
+    with pytest.raises(UsageError, match="what the control arm has"):
+        recipe("train.divergence={kind: cross-entropy}")
 
 
 def test_nobody_loads_the_teacher_for_a_student_that_it_does_not_judge(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from overproof.core.errors import StageError, UsageError
 from overproof.data.certify import certify
 from overproof.teacher import answers
 from overproof.teacher.cache import SignalCache
-from overproof.teacher.prompts import Asked
+from overproof.teacher.prompts import Asked, ask
 from overproof.teacher.request import Request, Said
 from overproof.teacher.verified import right, shortest
 
@@ -56,7 +56,7 @@ def test_only_right_answers_stay() -> None:
 
 
 def asked(checks: dict) -> Asked:
-    return Asked((), {}, {}, checks)
+    return Asked((), (), {}, {}, checks)
 
 
 def certified(folder: Path, name: str, check: dict | None) -> Artifact:
@@ -106,6 +106,8 @@ def test_a_run_learns_from_right_answers_alone_with_the_signals_of_these(tmp_pat
     assert 0 < made.facts["right"] < made.facts["checked"] <= 4 * PROMPTS
     assert made.facts["answers"] == made.facts["right"] == len(found.train)
     assert len(found.heldout) == 4  # what is measured on is not chosen
+    assert len(found.unchecked) == made.facts["checked"]
+    assert [one for one in found.unchecked if one in found.train] == found.train
     signals = SignalCache(made.path, answers.made_of(made, asked))
     positions = sum(len(one.targets(prompt=True)) for one in found.train)
     assert sum(len(part.ids_NK) for part in signals) == positions
@@ -113,6 +115,34 @@ def test_a_run_learns_from_right_answers_alone_with_the_signals_of_these(tmp_pat
     few = drawn(tmp_path, recipe("sample.verified=true", "sample.shortest=1"))
     keys = [one.key for one in answers.read(few).train]
     assert len(keys) == len(set(keys)) == few.facts["prompts"]
+
+
+SHOTS = "teacher.shots=[{prompt: Where is it?, answer: On Monday.}, {prompt: When?, answer: Soon.}]"
+
+
+def test_what_is_shown_to_the_teacher_is_not_shown_to_the_student(tmp_path: Path) -> None:
+    found = answers.read(drawn(tmp_path, recipe(SHOTS)))
+    teacher = tiny.brief()
+    shown, alone = map(teacher.tokenizer.decode, (found.prefix, found.student_prefix))
+    assert shown.endswith(alone)
+    assert "On Monday.<|end|>" in shown
+    assert "Monday" not in alone
+    own = "".join(teacher.tokenizer.decode(found.heldout[0].prompt))
+    text = found.texts[found.heldout[0].key]
+    assert alone + own == f"<|start|>user\n{text}<|end|>\n<|start|>assistant\n"
+    plain = answers.read(drawn(tmp_path, recipe()))
+    assert plain.prefix == plain.student_prefix == found.student_prefix
+    assert [one.prompt for one in plain.heldout] == [one.prompt for one in found.heldout]
+
+
+def test_a_template_that_writes_the_last_turn_otherwise_cannot_show_shots(tmp_path: Path) -> None:
+    teacher = tiny.brief()
+    teacher.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %} turn {{ messages | length }}"
+    )
+    train, heldout = (certified(tmp_path, name, None) for name in ("train", "heldout"))
+    with pytest.raises(UsageError, match="writes a prompt otherwise behind"):
+        ask(teacher, train, heldout, recipe(SHOTS))
 
 
 def test_a_record_without_a_check_is_told_before_anything_is_drawn(tmp_path: Path) -> None:

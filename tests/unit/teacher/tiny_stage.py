@@ -14,6 +14,7 @@ from overproof.teacher.cache import describe, shard_file, write_shard
 from overproof.teacher.kept import Signals, TopK
 
 HEAD = (1, 7, 8)
+STUDENT_HEAD = 2  # tokens: the student is shown less
 ROOM = 40
 WHOLE = TopK(6, 4, prompts=True)
 ORIGIN = {"teacher": "a", "tokenizer": "b", "chat_template": "c", "corpus": "d", "sampler": "e"}
@@ -30,7 +31,8 @@ def samples(store: Path, asked: Recipe, kept: Signals | None, count: int = 10) -
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (work.folder / "train.jsonl").write_text(lines)
         (work.folder / "heldout.jsonl").write_text("")
-        (work.folder / "prefix.json").write_text(json.dumps(HEAD))
+        prefixes = {"teacher": HEAD, "student": HEAD[:STUDENT_HEAD]}
+        (work.folder / "prefix.json").write_text(json.dumps(prefixes))
         (work.folder / "prompts.json").write_text("{}")
         (work.folder / "checks.json").write_text("{}")
         (work.folder / "made_of.json").write_text(json.dumps(ORIGIN))
