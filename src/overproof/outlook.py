@@ -52,13 +52,15 @@ def plan(recipe: Recipe, path: Path) -> Json:
             not fit a training sequence.
         PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
-    place, resource = local.identify(recipe.teacher.model)
+    origins = local.origins(recipe)
+    (_, resource), *_ = origins
     config = local.config_of(recipe.teacher.model)
-    decision, demanded = obligations.permit(recipe, resource, place)
-    shape.demand_size(config, recipe.student)
+    decision, demanded = obligations.permit(recipe, origins)
+    base = local.config_of(recipe.student.base) if recipe.student.base else config
+    shape.demand_size(base, recipe.student)
     demand_speed_target(recipe.export)
     prompts.demand_sequence(1, recipe)  # of the prompts nothing is known yet
-    teacher, student = _sizes(config, recipe)
+    teacher, student = _sizes(config, base, recipe)
     answer, examples = _answer_tokens(recipe), _examples(recipe)
     seconds = _seconds(recipe, teacher, student)
     trainers = min(device.cores(), recipe.train.sequences)
@@ -105,14 +107,15 @@ class _Size:
     used: int
 
 
-def _sizes(config: Any, recipe: Recipe) -> tuple[_Size, _Size]:
-    """Those of the teacher and of the student, which ties its head where the teacher does."""
-    tables = 1 if getattr(config, "tie_word_embeddings", True) else 2
+def _sizes(teacher: Any, base: Any, recipe: Recipe) -> tuple[_Size, _Size]:
+    """Those of the teacher and of the student, which ties its head where its base does."""
+    student = recipe.student
     found = []
-    for layers, mlp_width, vocabulary in (
-        (config.num_hidden_layers, None, config.vocab_size),
-        (recipe.student.layers, recipe.student.mlp_width, recipe.student.vocabulary),
+    for config, layers, mlp_width, vocabulary in (
+        (teacher, teacher.num_hidden_layers, None, teacher.vocab_size),
+        (base, student.layers or base.num_hidden_layers, student.mlp_width, student.vocabulary),
     ):
+        tables = 1 if getattr(config, "tie_word_embeddings", True) else 2
         stack = layers * _layer_parameters(config, mlp_width)
         table = vocabulary * config.hidden_size
         found.append(_Size(stack + tables * table, stack + table))

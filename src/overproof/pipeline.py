@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,16 +91,18 @@ def run(config: Config) -> Result:
 def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
-    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe))
-    place, teacher = local.identify(recipe.teacher.model)
+    origins = local.origins(recipe)
+    (_, teacher), *others = origins
+    base = _base(recipe, others[0][1]) if others else None
+    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, base))
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
-    decision, plan, terms = ask_terms(recipe, place, teacher, store)
+    decision, plan, terms = ask_terms(recipe, origins, store)
 
     samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
     cached = signals.cache(load, samples, recipe, teacher, store)
-    start = initial.initial(load, samples, cached, recipe, teacher, store)
+    start = initial.initial(load, samples, cached, recipe, teacher, store, base)
     load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
     student = arms.student(load, start, samples, cached, recipe, teacher, store)
     load.cache_clear()
@@ -116,19 +119,26 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
-        return publish(parts, recipe, decision, plan, teacher, out, signer)
+        return publish(parts, recipe, decision, plan, [one for _, one in origins], out, signer)
 
 
-def _load(recipe: Recipe) -> local.Teacher:
+def _load(recipe: Recipe, base: initial.Base | None) -> local.Teacher:
     """The teacher; what cannot end well is refused before its first token."""
     teacher = local.load(recipe.teacher.model)
-    initial.demand(teacher, recipe.student)
+    origin = base.load() if base else teacher
+    initial.demand(teacher, origin, recipe.student)
     quality.demand_speed_target(recipe.export)
-    for target in recipe.export.targets:
-        targets.find(target).demand(
-            type(teacher.model).__name__, teacher.model.config, teacher.tokenizer_state
-        )
+    for one in {id(teacher): teacher, id(origin): origin}.values():
+        for target in recipe.export.targets:
+            targets.find(target).demand(
+                type(one.model).__name__, one.model.config, one.tokenizer_state
+            )
     return teacher
+
+
+def _base(recipe: Recipe, resource: Resource) -> initial.Base:
+    """The model that the student is cut from, where it is not the teacher; loaded when needed."""
+    return initial.Base(resource, functools.partial(local.load_base, str(recipe.student.base)))
 
 
 def _certify(
@@ -141,27 +151,29 @@ def _certify(
 
 
 def ask_terms(
-    recipe: Recipe, place: Path, teacher: Resource, store: Path
+    recipe: Recipe, origins: Sequence[tuple[Path, Resource]], store: Path
 ) -> tuple[gate.Decision, obligations.Plan, Artifact]:
     """Ask the gate, before the first token of the teacher; keep its verdict as an artifact.
 
     Raises:
         PolicyError: the terms forbid it; the message names the clause.
     """
-    decision, plan = obligations.permit(recipe, teacher, place)
+    decision, plan = obligations.permit(recipe, origins)
     for warning in decision.warnings:
         note(f"terms: {warning}")
     # The day is left out: a verdict that has not changed since yesterday is the same verdict.
-    verdict = {key: value for key, value in decision.to_json().items() if key != "on"}
+    verdicts = [
+        {key: value for key, value in one.items() if key != "on"} for one in decision.predicates()
+    ]
 
     def make(_: Work) -> Json:
-        return {"verdict": verdict["verdict"]}
+        return {"verdict": str(decision.verdict)}
 
     terms = build(
         store,
         "terms",
-        inputs={"teacher": teacher},
-        config={"verdict": verdict},
+        inputs={one.kind: one for _, one in origins},
+        config={"verdicts": verdicts},
         make=make,
         layer="policy",
     )
@@ -173,7 +185,7 @@ def publish(
     recipe: Recipe,
     decision: gate.Decision,
     plan: obligations.Plan,
-    teacher: Resource,
+    origins: Sequence[Resource],
     out: Path,
     signer: keys.PrivateKey,
 ) -> Path:
@@ -189,7 +201,7 @@ def publish(
         statements=len(parts.chain) + len(predicates) + 1,
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
-    facts = assemble.collect(parts, recipe, decision, plan, teacher, proof)
+    facts = assemble.collect(parts, recipe, decision, plan, origins, proof)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(

@@ -102,13 +102,14 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     path = recipes.find_recipe(name)
     recipe = recipes.load_recipe(path, overrides)
     # 1.
-    place, resource = local.identify(recipe.teacher.model)
-    obligations.permit(recipe, resource, place)
+    origins = local.origins(recipe)
+    obligations.permit(recipe, origins)
     # 2. and 3.
     prompts = first_prompts(recipes.find_data(recipe.data.train, path), recipe)
     note(f"preflight: {len(prompts)} prompts of {recipe.data.train}")
     teacher = local.load(recipe.teacher.model)
-    fits = _attempt("student", lambda: initial.demand(teacher, recipe.student))
+    base = local.load_base(str(recipe.student.base)) if len(origins) > 1 else teacher
+    fits = _attempt("student", lambda: initial.demand(teacher, base, recipe.student))
     return (*judge(look(teacher, prompts, recipe)), fits)
 
 
@@ -334,4 +335,4 @@ def _attempt(name: str, demand: Callable[[], None]) -> Check:
         demand()
     except OverproofError as error:
         return Check.failed(name, error)
-    return Check(name, "ok", "can be cut from this teacher")
+    return Check(name, "ok", "can be cut from this model")

@@ -183,7 +183,7 @@ def test_memory_grows_with_the_examples(machine: Machine) -> None:
 
 
 def test_what_the_run_would_refuse_has_no_plan() -> None:
-    with pytest.raises(UsageError, match="larger than its teacher") as caught:
+    with pytest.raises(UsageError, match="larger than the model") as caught:
         made("student.layers=31", "student.mlp_width=1537")
     assert len(caught.value.details) == 2
     with pytest.raises(UsageError, match=r"export\.targets lacks gguf-q8_0"):

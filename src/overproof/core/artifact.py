@@ -37,7 +37,7 @@ class Resource:
     """An input that no stage made: a data file, a teacher's weights, the code.
 
     Attributes:
-        kind: `source`, `teacher` or `code`; where the walk back through a proof may end.
+        kind: `source`, `teacher`, `base` or `code`; where the walk back through a proof may end.
         name: what a reader calls it.
         uri: where it came from.
         sha256: digest of its bytes, 64 hex digits.

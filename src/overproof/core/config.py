@@ -83,10 +83,15 @@ class SampleConfig(Section):
 
 
 class StudentConfig(Section):
-    """The shape of the flash model, cut from the teacher."""
+    """The shape of the flash model, and the model that it is cut from."""
 
     name: str = Field(description="name of the released model; terms may demand a prefix")
-    layers: Positive = Field(description="decoder layers kept, at most the teacher's")
+    base: str | None = Field(
+        None,
+        description="model that the student is cut from, named as a teacher is, with the teacher's "
+        "tokens; the teacher by default. With all its layers kept it is the student itself",
+    )
+    layers: Positive | None = Field(None, description="decoder layers kept, all by default")
     mlp_width: Positive | None = Field(
         None, description="inner width of each MLP, all by default; a multiple of 64 runs fastest"
     )

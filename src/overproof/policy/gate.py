@@ -27,15 +27,17 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model to learn from.
+    """A model to learn from, or to take weights from.
 
     Attributes:
         name: as the user calls it, a path from the root; the terms are found by it.
         sha256: digest of its weights, 64 hex digits; None for a service.
+        kind: `base`: the student has its weights, whatever channel the teacher is used through.
     """
 
     name: str
     sha256: str | None = None
+    kind: str = "teacher"
 
     @property
     def stated(self) -> str:
@@ -180,7 +182,7 @@ class Decision:
     def _predicate(self, ruling: Ruling, done: Collection[str]) -> Json:
         predicate: Json = {
             "teacher": {"name": ruling.teacher.stated, "sha256": ruling.teacher.sha256},
-            "channel": self.channel,
+            "channel": ruling.finding.channel,
             "use": self.use,
             "on": self.on.isoformat(),
             "verdict": str(ruling.verdict),
@@ -257,7 +259,10 @@ def decide(
     if use not in USES:
         raise UsageError(f"no use {use!r}", details=[f"known: {', '.join(USES)}"])
     rulings = [
-        _rule(teacher, lookup(teacher.name, channel, on, rows), approvals) for teacher in teachers
+        _rule(
+            one, lookup(one.name, "weights" if one.kind == "base" else channel, on, rows), approvals
+        )
+        for one in teachers
     ]
     return Decision(channel, use, on, tuple(rulings))
 

@@ -79,20 +79,26 @@ class Plan:
         return self
 
 
-def permit(recipe: Recipe, teacher: Resource, weights: Path) -> tuple[Decision, Plan]:
+def permit(recipe: Recipe, origins: Sequence[tuple[Path, Resource]]) -> tuple[Decision, Plan]:
     """What must be settled before the teacher's first token: today's verdict, what it demands.
 
     Args:
-        weights: the teacher's folder or file, from the root; licence texts beside it are used.
+        origins: the teacher, and the base if it is another model: folder or file, from the root,
+            and the resource. Licence texts beside the weights are used.
 
     Raises:
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
         UsageError: the name is no file name.
     """
-    given = Teacher(str(weights) if teacher.is_here else teacher.name, teacher.sha256)
+    given = [
+        Teacher(str(place) if one.is_here else one.name, one.sha256, one.kind)
+        for place, one in origins
+    ]
     today = dt.datetime.now(dt.UTC).date()
-    decision = decide([given], channel=recipe.teacher.channel, on=today).require()
-    beside = texts_beside(weights, decision.obligations)
+    decision = decide(given, channel=recipe.teacher.channel, on=today).require()
+    beside: dict[str, str] = {}
+    for (place, _), ruling in zip(origins, decision.rulings, strict=True):
+        beside |= texts_beside(place, ruling.obligations)
     plan = carry_out(decision, recipe.student.name, beside)
     return decision, plan.require()
 
@@ -162,12 +168,16 @@ def rename(name: str, obligations: Iterable[Obligation]) -> str:
 
 
 def _notice(decision: Decision, name: str) -> str:
-    paragraphs = [f"NOTICE of {name}\n\nThis model was distilled from the teachers below."]
+    paragraphs = [f"NOTICE of {name}\n\nThis model was made from the models below."]
     for ruling in decision.rulings:
         lines = [line for o in ruling.obligations for line in _notice_lines(o)]
         copies = [licence_file(key) for o in ruling.obligations for key in _licence_keys(o)]
         lines += [f"Licence text: {path}" for path in dict.fromkeys(copies)]
-        paragraphs.append("\n".join([f"Teacher: {ruling.display}", *dict.fromkeys(lines)]))
+        paragraphs.append(
+            "\n".join(
+                [f"{ruling.teacher.kind.capitalize()}: {ruling.display}", *dict.fromkeys(lines)]
+            )
+        )
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -221,7 +231,7 @@ def _no_text(obligation: Obligation, key: str) -> Unmet:
     return Unmet(
         obligation,
         f"Overproof does not carry the text of {key}",
-        "put the licence, as the publisher gives it, into LICENSE beside the teacher's weights",
+        "put the licence, as the publisher gives it, into LICENSE beside the model's weights",
     )
 
 

@@ -66,7 +66,8 @@ def write(folder: Path, parts: Parts, facts: f.ReportFacts, plan: Plan) -> None:
     _copy(parts.student, folder / "model")
     _copy(parts.export, folder / "export")
     write_report(facts, folder)
-    licence = facts.teacher_model.licence or "other"
+    models = [facts.teacher_model, *([facts.base_model] if facts.base_model else [])]
+    licence = joined([one.licence for one in models]) or "other"
     write_card(facts, folder, licence=licence, card_lines=plan.card_lines)
     for name, text in plan.files.items():
         target = folder / name
@@ -86,10 +87,15 @@ def collect(
     recipe: Recipe,
     decision: Decision,
     plan: Plan,
-    teacher: Resource,
+    origins: Sequence[Resource],
     proof: f.Proof,
 ) -> f.ReportFacts:
-    """Everything the report shows, from the stages' manifests."""
+    """Everything the report shows, from the stages' manifests.
+
+    Args:
+        origins: the teacher, and what the student was cut from where that is another model.
+    """
+    teacher, base = origins[0], origins[1] if len(origins) > 1 else None
     result, samples = result_of(parts.evaluation), parts.samples.facts
     speed = _measured(parts.speed)
     return f.ReportFacts(
@@ -97,7 +103,8 @@ def collect(
         system=recipe.teacher.system,
         shots=len(recipe.teacher.shots),
         overproof=__version__,
-        teacher_model=_teacher(teacher, recipe, decision),
+        teacher_model=_model(teacher, recipe.teacher.model, decision),
+        base_model=_model(base, str(recipe.student.base), decision) if base else None,
         teacher=_arm(result["teacher"]),
         student=_arm(result["student"]),
         untrained=_arm(result["untrained"]),
@@ -108,7 +115,12 @@ def collect(
         sizes=_sizes(parts.initial),
         training=_training(parts, recipe),
         importance=_importance(parts.initial, recipe),
-        method=method.sentences(recipe, parts.samples.facts, parts.initial.facts),
+        method=method.sentences(
+            recipe,
+            parts.samples.facts,
+            parts.initial.facts,
+            match.display(base.name) if base else None,
+        ),
         agreement_by_position=f.AgreementByPosition(
             *(
                 tuple(tuple(row) for row in result[arm][BY_POSITION]) if arm in result else ()
@@ -126,7 +138,7 @@ def collect(
             for part in parts.chain
         ),
         machine=speed["machine"],
-        recipe=recipe_without_folders(recipe, teacher),
+        recipe=recipe_without_folders(recipe, teacher, base),
         elsewhere=elsewhere(
             speed["machine"],
             {
@@ -138,13 +150,13 @@ def collect(
     )
 
 
-def _teacher(teacher: Resource, recipe: Recipe, decision: Decision) -> f.TeacherModel:
+def _model(resource: Resource, name: str, decision: Decision) -> f.TeacherModel:
     return f.TeacherModel(
-        match.display(teacher.name),
-        teacher.uri,
-        teacher.sha256,
-        teacher_licence(decision),
-        local.hub_name(recipe.teacher.model),
+        match.display(resource.name),
+        resource.uri,
+        resource.sha256,
+        teacher_licence(decision, resource),
+        local.hub_name(name),
     )
 
 
@@ -200,11 +212,13 @@ def _terms(decision: Decision, plan: Plan) -> Json:
     return found
 
 
-def recipe_without_folders(recipe: Recipe, teacher: Resource) -> Json:
+def recipe_without_folders(recipe: Recipe, teacher: Resource, base: Resource | None = None) -> Json:
     """The recipe as run; of a path on the maker's machine its last part."""
     found: Json = recipe.model_dump(mode="json")
     if teacher.is_here:
         found["teacher"]["model"] = teacher.name
+    if found["student"]["base"] and (base or teacher).is_here:
+        found["student"]["base"] = (base or teacher).name
     for key in ("train", "heldout"):
         path = Path(found["data"][key])
         if path.is_absolute() or path.parts[:1] in (("~",), ("..",)):
@@ -212,23 +226,32 @@ def recipe_without_folders(recipe: Recipe, teacher: Resource) -> Json:
     return found
 
 
-def teacher_licence(decision: Decision) -> str | None:
-    """All licences of the teachers' weights and of what they derive from, joined by AND.
+def teacher_licence(decision: Decision, only: Resource | None = None) -> str | None:
+    """All licences of the models' weights and of what they derive from, joined by AND.
 
     None where one of them is unknown: the others alone would promise too much.
+
+    Args:
+        only: one of the models; None: all, whose terms the student is under.
     """
     rows = [
         row
         for ruling in decision.rulings
+        if only is None or ruling.teacher.sha256 == only.sha256
         for finding in _findings(ruling.finding)
         if finding.channel == "weights"
         for row in finding.rows or (None,)
     ]
+    return joined([row.licence if row else None for row in rows])
+
+
+def joined(expressions: Sequence[str | None]) -> str | None:
+    """Licences that all count, each once; None where one is unknown."""
     parts: list[str] = []
-    for row in rows:
-        if row is None or row.licence is None:
+    for expression in expressions:
+        if expression is None:
             return None
-        text = licences.normalise(row.licence)
+        text = licences.normalise(expression)
         parts += [f"({text})"] if " OR " in text else text.split(" AND ")
     return " AND ".join(dict.fromkeys(parts)) or None
 
@@ -275,7 +298,7 @@ def _importance(initial: Artifact, recipe: Recipe) -> f.Importance:
         for order, row in enumerate(initial.facts["removals"], start=1)
     }
     rows = []
-    for layer in range(initial.facts["teacher"]["layers"]):
+    for layer in range(initial.facts["base"]["layers"]):
         order, score = removed.get(layer, (None, None))
         rows.append(f.Layer(layer, layer in initial.facts["kept_layers"], score, order))
     return f.Importance(recipe.student.importance, SCORES[recipe.student.importance], tuple(rows))

@@ -109,8 +109,11 @@ def metadata(facts: ReportFacts, licence: str, language: Sequence[str] = ()) -> 
         "pipeline_tag": "text-generation",
         "tags": sorted({*TAGS, *_formats(facts)}),
     }
-    if facts.teacher_model.hub:
-        found["base_model"] = [facts.teacher_model.hub]
+    # The hub's word covers both: what a model was distilled from, and whose weights it has.
+    models = [facts.teacher_model, facts.base_model]
+    hub = [one.hub for one in models if one is not None and one.hub]
+    if hub:
+        found["base_model"] = hub
     sets = [facts.dataset, facts.heldout]
     hubs = [one.hub for one in sets if one is not None and one.hub]
     if hubs:

@@ -230,7 +230,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class TeacherModel:
-    """The model that was learnt from.
+    """The model that was learnt from, or the one that the student was cut from.
 
     Attributes:
         uri: where its weights came from.
@@ -310,6 +310,7 @@ class ReportFacts:
         limits: what the reader must not conclude, one sentence each.
         recipe: the recipe as run.
         elsewhere: a sentence for each stage that was made on another machine or other versions.
+        base_model: what the student was cut from; None: the teacher.
     """
 
     name: str
@@ -340,6 +341,7 @@ class ReportFacts:
     limits: tuple[str, ...] = ()
     recipe: Json = dataclasses.field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
+    base_model: TeacherModel | None = None
 
 
 def clean(text: str) -> str:

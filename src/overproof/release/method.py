@@ -7,15 +7,25 @@ from overproof.core.artifact import Json
 from overproof.core.config import Recipe, TrainConfig
 
 
-def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
+def sentences(
+    recipe: Recipe, drawn: Json, initial: Json, base: str | None = None
+) -> tuple[str, ...]:
     """What the teacher gave, what the student is, how it learned.
 
     Args:
         drawn: facts of the stage `samples`. initial: facts of the stage `initial`.
+        base: name of what the student was cut from; None: the teacher.
     """
     sample, train, student = recipe.sample, recipe.train, recipe.student
     wide = student.mlp_width
-    width = "the teacher's MLPs" if wide is None else f"MLPs of {wide:,} units"
+    width = "all of its MLPs" if wide is None else f"MLPs of {wide:,} units"
+    layers, every = len(initial["kept_layers"]), initial["base"]["layers"]
+    repaired = (
+        "; the layers that stay were refitted in closed form to bridge the gaps"
+        if layers < every or wide is not None
+        else ""
+    )
+    chosen = f"{layers} layers ({student.importance})" if layers < every else f"all {every} layers"
     where = (
         " It learned at every position of prompts and answers; a control arm learns at the "
         "answers' alone, for the prompts are not the teacher's text."
@@ -27,9 +37,8 @@ def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
         f"at temperature {sample.temperature:g}, from its {sample.top_k} most likely tokens and "
         f"the likeliest {sample.top_p:.0%} of their mass, {sample.max_new_tokens} tokens at most. "
         f"{kept(recipe.signals)}",
-        f"The student is the teacher with {student.layers} layers ({student.importance}), {width} "
-        f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them; the "
-        "layers that stay were refitted in closed form to bridge the gaps.",
+        f"The student is {base or 'the teacher'} with {chosen}, {width} "
+        f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them{repaired}.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
         f"{train.sequence_length} tokens by {objective(recipe)}, with {train.optimizer} at a "
         f"peak rate of {train.learning_rate:g}.{where}"

@@ -1,4 +1,4 @@
-"""Which of the teacher's layers the student keeps, by measurement.
+"""Which layers of its base the student keeps, by measurement.
 
 `greedy-kl` drops one layer after the other, each time the one whose loss costs least: the
 divergence from the intact teacher on its own text. Every candidate is tried, one process a core.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,48 +54,60 @@ class Calibration:
     probs_PK: Tensor
     temperature: float = 1.0
 
+    def within(self, rows: int) -> Self:
+        """The same without tokens from `rows` on: the teacher's padding, which a base may lack."""
+        there = self.ids_PK < rows
+        return replace(
+            self,
+            ids_PK=self.ids_PK.where(there, 0),
+            probs_PK=self.probs_PK.where(there, 0.0),
+        )
+
 
 def trials(total: int, config: StudentConfig) -> int:
     """Layers that the measurement has to try, for a progress bar."""
-    return sum(range(config.layers + 1, total + 1)) if config.importance == "greedy-kl" else 0
+    keep = config.layers or total
+    return sum(range(keep + 1, total + 1)) if config.importance == "greedy-kl" else 0
 
 
 def choose_layers(
-    teacher: Any, config: StudentConfig, calibration: Calibration, meter: Meter
+    base: Any, config: StudentConfig, calibration: Calibration, meter: Meter
 ) -> tuple[list[int], list[Removal]]:
     """Which layers stay, and the measurement that says so.
 
     Raises:
-        UsageError: more layers are wanted than the teacher has.
+        UsageError: more layers are wanted than the base has.
         StageError: a worker died.
     """
-    total = len(teacher.model.layers)
-    if config.layers > total:
+    total = len(base.model.layers)
+    keep = config.layers or total
+    if keep > total:
         raise UsageError(
-            f"student.layers is {config.layers}", details=[f"the teacher has {total} layers"]
+            f"student.layers is {keep}",
+            details=[f"the model that it is cut from has {total} layers"],
         )
+    if keep == total:
+        return list(range(total)), []
     if config.importance == "even":
-        span = max(config.layers - 1, 1)
-        return [round(i * (total - 1) / span) for i in range(config.layers)], []
+        span = max(keep - 1, 1)
+        return [round(i * (total - 1) / span) for i in range(keep)], []
     if config.importance == "angular":
-        return _by_angle(teacher, config.layers, calibration)
-    return _greedy(teacher, config.layers, calibration, meter)
+        return _by_angle(base, keep, calibration)
+    return _greedy(base, keep, calibration, meter)
 
 
 def _greedy(
-    teacher: Any, keep: int, calibration: Calibration, meter: Meter
+    base: Any, keep: int, calibration: Calibration, meter: Meter
 ) -> tuple[list[int], list[Removal]]:
     """Drop the layer that costs least, again and again."""
-    kept = list(range(len(teacher.model.layers)))
+    kept = list(range(len(base.model.layers)))
     removals: list[Removal] = []
     workers = max(1, min(device.cores(), len(kept)))
     barrier = CONTEXT.Barrier(workers)
     with sharing():
         scores = torch.zeros(len(kept)).share_memory_()
-        teacher.share_memory()
-    shares = [
-        (teacher, keep, calibration, rank, workers, scores, barrier) for rank in range(workers)
-    ]
+        base.share_memory()
+    shares = [(base, keep, calibration, rank, workers, scores, barrier) for rank in range(workers)]
     rounds = len(kept) - keep
     for layer, kl in spread(
         _work,
@@ -112,7 +124,7 @@ def _greedy(
 
 @torch.inference_mode()
 def _work(
-    teacher: Any,
+    base: Any,
     keep: int,
     calibration: Calibration,
     rank: int,
@@ -123,13 +135,13 @@ def _work(
 ) -> None:
     """Try every candidate of the own share; all workers then drop the same one."""
     torch.set_num_threads(1)
-    stack = Stack(teacher, calibration.batch)
-    kept = list(range(len(teacher.model.layers)))
+    stack = Stack(base, calibration.batch)
+    kept = list(range(len(base.model.layers)))
     while len(kept) > keep:
         for index, hidden_RTD in _states(stack, kept):
             if index % workers == rank:
                 left = stack.through(hidden_RTD, kept[index + 1 :])
-                scores[kept[index]] = divergence(teacher, left, calibration)
+                scores[kept[index]] = divergence(base, left, calibration)
         barrier.wait(BARRIER_SECONDS)
         layer = min(kept, key=lambda layer: (float(scores[layer]), layer))
         if rank == 0:
@@ -147,10 +159,10 @@ def _states(stack: Stack, kept: list[int]) -> Iterator[tuple[int, Tensor]]:
 
 
 @torch.inference_mode()
-def _by_angle(teacher: Any, keep: int, calibration: Calibration) -> tuple[list[int], list[Removal]]:
+def _by_angle(base: Any, keep: int, calibration: Calibration) -> tuple[list[int], list[Removal]]:
     """Drop the block with the least angle between what enters and leaves it (arXiv 2403.17887)."""
-    stack = Stack(teacher, calibration.batch)
-    total = len(teacher.model.layers)
+    stack = Stack(base, calibration.batch)
+    total = len(base.model.layers)
     states = [stack.embedded]
     for layer in range(total):
         states.append(stack.through(states[-1], [layer]))
@@ -165,13 +177,13 @@ def _by_angle(teacher: Any, keep: int, calibration: Calibration) -> tuple[list[i
 
     start = min(range(1, keep + 1), key=angle)
     kept = [layer for layer in range(total) if not start <= layer < start + drop]
-    kl = divergence(teacher, stack.through(stack.embedded, kept), calibration)
+    kl = divergence(base, stack.through(stack.embedded, kept), calibration)
     return kept, [Removal(layer, kl) for layer in range(start, start + drop)]
 
 
-def divergence(teacher: Any, hidden_RTD: Tensor, calibration: Calibration) -> float:
+def divergence(base: Any, hidden_RTD: Tensor, calibration: Calibration) -> float:
     """Mean divergence of what these last states predict from the teacher, nats a position."""
-    logits_PU = teacher.lm_head(teacher.model.norm(hidden_RTD[calibration.picked]))
+    logits_PU = base.lm_head(base.model.norm(hidden_RTD[calibration.picked]))
     total = 0.0
     for rows in zip(
         logits_PU.split(ROWS),

@@ -22,6 +22,7 @@ from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe, SampleConfig, StudentConfig  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
+from overproof.core.errors import UsageError  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
 from overproof.student import importance, shape  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
@@ -32,11 +33,20 @@ from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.kept import Spread, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.signals import answer_rows, target_mask  # noqa: E402
+from overproof.teacher.tokens import token_ids  # noqa: E402
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
 SHAPE = "shape.json"
 SINGLE = ("bos_token_id", "pad_token_id")  # of a configuration; ends may be several
+
+
+@dataclass(frozen=True)
+class Base:
+    """Another model than the teacher, that the student is cut from; see `local.load_base`."""
+
+    resource: Resource
+    load: Callable[[], Teacher]
 
 
 @dataclass(frozen=True)
@@ -48,21 +58,38 @@ class Initial:
     facts: dict[str, Any]
 
 
-def demand(teacher: Teacher, config: StudentConfig) -> None:
-    """Refuse, before any work, a student that cannot be made of this teacher.
+def demand(teacher: Teacher, base: Teacher, config: StudentConfig) -> None:
+    """Refuse, before any work, a student that cannot be made of these.
+
+    Args:
+        base: what the student is cut from: the teacher itself, or another model.
 
     Raises:
-        StageError: the architecture has no plain stack of decoder layers, or the tokenizer lacks
-            its own control tokens.
-        UsageError: larger than the teacher, or a vocabulary with no room for bytes and control
-            tokens.
+        StageError: the base's architecture has no plain stack of decoder layers, or the tokenizer
+            lacks its own control tokens.
+        UsageError: larger than the base, a vocabulary with no room for bytes and control tokens,
+            or a base of other tokens than the teacher's.
     """
-    shape.demand_fit(teacher.model, config)
+    shape.demand_fit(base.model, config)
+    _demand_same_tokens(teacher, base)
     demand_room(teacher.tokenizer_state, config.vocabulary, control_tokens(teacher))
+
+
+def _demand_same_tokens(teacher: Teacher, base: Teacher) -> None:
+    """Every token of the teacher's is the base's too, under the same id; it may have others."""
+    wanted, got = (token_ids(one.tokenizer_state) for one in (teacher, base))
+    other = [text for text, number in wanted.items() if got.get(text) != number]
+    if other:
+        raise UsageError(
+            f"student.base: {base.name} has other tokens than the teacher",
+            details=[f"{len(other):,} of {len(wanted):,} tokens, {other[0]!r} the first of them"],
+            hint="name a model of the teacher's own family",
+        )
 
 
 def make(
     teacher: Teacher,
+    base: Teacher,
     prefix: Sequence[int],
     examples: Sequence[Example],
     signals: Iterable[Spread],
@@ -70,7 +97,7 @@ def make(
     length: int,
     temperature: float = 1.0,
 ) -> Initial:
-    """Shape the student from the teacher.
+    """Shape the student from its base.
 
     1. Trim the vocabulary to the task.
     2. Choose the layers that stay.
@@ -87,15 +114,16 @@ def make(
         teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control_tokens(teacher)
     )
     # 2.
-    half = teacher.half
+    half = base.half
     calibration = _calibration(
         prefix, examples, signals, config.calibration_tokens, length, temperature
     )
+    calibration = calibration.within(base.model.config.vocab_size)
     trials = importance.trials(len(half.model.layers), config)
     with meter("measuring layers", trials, "layers") as progress:
         kept, removals = importance.choose_layers(half, config, calibration, progress)
     # 3.
-    student = shape.cut(teacher.model, kept, vocabulary)
+    student = shape.cut(base.model, kept, vocabulary)
     name_control_tokens(student.config, teacher, vocabulary)
     head = vocabulary.spell(prefix)
     texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
@@ -110,13 +138,20 @@ def make(
         "state_error_after_repair": errors,
         "vocabulary": vocabulary.size,
         "parameters": sum(p.numel() for p in student.parameters()),
-        "teacher": {
-            "parameters": teacher.parameters,
-            "layers": len(teacher.model.model.layers),
-            "vocabulary": teacher.model.config.vocab_size,
-        },
+        "teacher": _size(teacher),
+        "base": _size(base),
     }
     return Initial(student, vocabulary, facts)
+
+
+def _size(model: Teacher) -> Json:
+    """What a report says of a model."""
+    config = model.model.config
+    return {
+        "parameters": model.parameters,
+        "layers": config.num_hidden_layers,
+        "vocabulary": config.vocab_size,
+    }
 
 
 def initial(
@@ -126,14 +161,20 @@ def initial(
     recipe: Recipe,
     resource: Resource,
     store: Path,
+    base: Base | None = None,
 ) -> Artifact:
-    """The stage `initial`: the student before its first step."""
+    """The stage `initial`: the student before its first step.
+
+    Args:
+        base: where the student is cut from another model than the teacher.
+    """
 
     def make_it(work: Work) -> Json:
         teacher, answers = load(), read(samples)
         only = answer_rows(answers.train) if recipe.signals.prompts else None
         made = make(
             teacher,
+            base.load() if base else teacher,
             answers.student_prefix,
             answers.train,
             SignalCache(signals.path, made_of(samples, recipe), only),
@@ -145,10 +186,13 @@ def initial(
         return made.facts
 
     config = {
-        "student": recipe.student.model_dump(exclude={"name"}),
+        # The base counts by its weights, which are an input, not by where they are.
+        "student": recipe.student.model_dump(exclude={"name", "base"}),
         "sequence_length": recipe.train.sequence_length,
     }
     inputs: dict[str, Input] = {"teacher": resource, "samples": samples, "signals": signals}
+    if base:
+        inputs["base"] = base.resource
     return build(store, "initial", inputs=inputs, config=config, make=make_it, layer="student")
 
 

@@ -1,4 +1,6 @@
-"""The initial student: the teacher with fewer layers and a smaller vocabulary, then repaired.
+"""The initial student: its base with fewer layers and a smaller vocabulary, then repaired.
+
+The base is the teacher, unless the recipe names another model with the teacher's tokens.
 
 1. Which layers stay is measured (`importance`).
 2. The weights of the kept layers, and the rows of the kept tokens, are copied.
@@ -34,94 +36,94 @@ PROBE_TOKENS, PROBE_GAP = 24, 1e-3  # what is run to check a cut, and what round
 RIDGE = 0.05  # of the mean diagonal; smaller overfits 10,000 calibration tokens (docs/log.md)
 
 
-def demand_fit(teacher: Any, config: StudentConfig) -> None:
-    """Refuse a student that cannot be cut out of this teacher, before any work is done.
+def demand_fit(base: Any, config: StudentConfig) -> None:
+    """Refuse a student that cannot be cut out of this model, before any work is done.
 
     Args:
-        teacher: a model of transformers.
+        base: a model of transformers.
 
     Raises:
         StageError: the architecture has no plain stack of decoder layers.
-        UsageError: more layers or wider MLPs than the teacher has.
+        UsageError: more layers or wider MLPs than it has.
     """
-    demand_decoder(teacher)
-    demand_size(teacher.config, config)
+    demand_decoder(base)
+    demand_size(base.config, config)
 
 
-def demand_size(teacher: Any, config: StudentConfig) -> None:
+def demand_size(base: Any, config: StudentConfig) -> None:
     """The part of `demand_fit` that follows from the configuration alone.
 
     Args:
-        teacher: a configuration of transformers.
+        base: a configuration of transformers.
 
     Raises:
-        UsageError: more layers or wider MLPs than the teacher has.
+        UsageError: more layers or wider MLPs than it has.
     """
     wanted = (
-        ("layers", config.layers, getattr(teacher, "num_hidden_layers", None)),
-        ("mlp_width", config.mlp_width or 0, getattr(teacher, "intermediate_size", None)),
+        ("layers", config.layers or 0, getattr(base, "num_hidden_layers", None)),
+        ("mlp_width", config.mlp_width or 0, getattr(base, "intermediate_size", None)),
     )
     wrong = [
-        f"student.{name}: got {got}, the teacher has {most}"
+        f"student.{name}: got {got}, the model that it is cut from has {most}"
         for name, got, most in wanted
         if isinstance(most, int) and got > most  # not every architecture has it
     ]
     if wrong:
-        raise UsageError("the student is larger than its teacher", details=wrong)
+        raise UsageError("the student is larger than the model that it is cut from", details=wrong)
 
 
-def cut(teacher: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
-    """A student of the kept layers and tokens, with the teacher's weights in fp32.
+def cut(base: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
+    """A student of the kept layers and tokens, with the base's weights in fp32.
 
     A byte that the teacher's vocabulary lacks starts from the mean of all embeddings.
 
     Raises:
-        StageError: the cut student does not run as the teacher's kept layers do; some setting
+        StageError: the cut student does not run as the base's kept layers do; some setting
             of the architecture counts layers in a way that is not known here.
     """
-    config = copy.deepcopy(teacher.config)
+    config = copy.deepcopy(base.config)
     count = config.num_hidden_layers
-    for name, value in vars(teacher.config).items():
+    for name, value in vars(base.config).items():
         # Settings layer by layer: the kind of attention, layers without rotary positions.
         if isinstance(value, list) and len(value) == count and not name.endswith("_token_id"):
             setattr(config, name, [value[layer] for layer in kept])
     config.num_hidden_layers = len(kept)
     config.vocab_size = vocabulary.size
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config, name, None)  # the teacher's ids; the caller names the student's
-    student = type(teacher)(config).float()
+        setattr(config, name, None)  # the base's ids; the caller names the student's
+    student = type(base)(config).float()
     rows = torch.from_numpy(vocabulary.teacher_ids_V)
     known = (rows >= 0)[:, None]
     with torch.no_grad():
         for new, old in (
-            (student.model.embed_tokens, teacher.model.embed_tokens),
-            (student.lm_head, teacher.lm_head),
+            (student.model.embed_tokens, base.model.embed_tokens),
+            (student.lm_head, base.lm_head),
         ):
             picked = old.weight[rows.clamp_min(0)]
             new.weight.copy_(torch.where(known, picked, old.weight.mean(0)))
         for new, layer in zip(student.model.layers, kept, strict=True):
-            new.load_state_dict(teacher.model.layers[layer].state_dict())
-        student.model.norm.load_state_dict(teacher.model.norm.state_dict())
+            new.load_state_dict(base.model.layers[layer].state_dict())
+        student.model.norm.load_state_dict(base.model.norm.state_dict())
     student.tie_weights()
     student.eval()
     known_ids = torch.from_numpy(np.flatnonzero(vocabulary.teacher_ids_V >= 0)[:PROBE_TOKENS])
-    _demand_equal(student, teacher, kept, known_ids, rows[known_ids])
+    _demand_equal(student, base, kept, known_ids, rows[known_ids])
     return student
 
 
 @torch.inference_mode()
 def _demand_equal(
-    student: Any, teacher: Any, kept: Sequence[int], ids: Tensor, teacher_ids: Tensor
+    student: Any, base: Any, kept: Sequence[int], ids: Tensor, teacher_ids: Tensor
 ) -> None:
-    """The student's own pass over some tokens must equal one through the teacher's kept layers."""
+    """The student's own pass over some tokens must equal one through the base's kept layers."""
     batch = pack((), [ids.tolist()], len(ids))
-    theirs = Stack(teacher, batch, teacher_ids[None])
-    wanted = teacher.model.norm(theirs.through(theirs.embedded, kept))
+    theirs = Stack(base, batch, teacher_ids[None])
+    wanted = base.model.norm(theirs.through(theirs.embedded, kept))
     got = student.model(input_ids=ids[None], use_cache=False).last_hidden_state
     gap = float((got - wanted).norm() / wanted.norm())
     if not gap <= PROBE_GAP:  # a NaN is refused too
         raise StageError(
-            f"{type(teacher).__name__} cannot be cut into a student",
+            f"{type(base).__name__} cannot be cut into a student",
             details=[f"the cut student's states differ by {gap:.2g} from the kept layers' own"],
             hint=USE,
         )
@@ -130,20 +132,21 @@ def _demand_equal(
 @torch.inference_mode()
 def repair(
     student: Any,
-    teacher: Any,
+    base: Any,
     kept: Sequence[int],
     batch: Packed,
     vocabulary: Vocabulary,
     progress: Callable[[int], None],
     width: int | None = None,
 ) -> list[float]:
-    """Narrow each MLP, and refit its down projection so that the states meet the teacher's.
+    """Narrow each MLP, and refit its down projection so that the states meet the base's.
 
-    For layer i the target is the teacher's state where kept layer i + 1 begins; what the
-    student's own earlier layers got wrong is part of the problem that layer i solves.
+    For layer i the target is the base's state where kept layer i + 1 begins; what the
+    student's own earlier layers got wrong is part of the problem that layer i solves. Layers
+    before the first gap are left as they are, bit for bit: there is nothing to repair.
 
     Args:
-        teacher: in the type to run it in; bf16 is exact enough for a target.
+        base: in the type to run it in; bf16 is exact enough for a target.
         batch: calibration text in the student's tokens.
         progress: called with 1 after each layer.
         width: neurons that each MLP keeps; None for all.
@@ -153,21 +156,23 @@ def repair(
     """
     rows = torch.from_numpy(vocabulary.teacher_ids_V).clamp_min(0)
     tokens = torch.from_numpy(batch.tokens_RT)
-    theirs = Stack(teacher, batch, rows[tokens])
+    theirs = Stack(base, batch, rows[tokens])
     ours = Stack(student, batch)
     valid = torch.from_numpy(batch.segments_RT >= 0)
     target, state = theirs.embedded, ours.embedded
-    done, errors = 0, []
+    done, errors, whole = 0, [], width is None
     for index, layer in enumerate(student.model.layers):
-        stop = kept[index + 1] if index + 1 < len(kept) else len(teacher.model.layers)
+        stop = kept[index + 1] if index + 1 < len(kept) else len(base.model.layers)
         target = theirs.through(target, range(done, stop))
+        whole = whole and (kept[index], stop) == (index, index + 1)
         done = stop
         inner, out = _inner(layer, ours, state)
         before = out - layer.mlp.down_proj(inner)  # all that the layer does without its MLP
         if width is not None:
             inner = _narrow(layer.mlp, inner, valid, width)
         wanted = target[valid].float()
-        _refit(layer.mlp.down_proj, inner[valid], wanted - before[valid], wanted)
+        if not whole:
+            _refit(layer.mlp.down_proj, inner[valid], wanted - before[valid], wanted)
         state = before + layer.mlp.down_proj(inner)
         gap_P = (state[valid] - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         errors.append(float(gap_P.mean()))

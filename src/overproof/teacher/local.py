@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors import SafetensorError  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from overproof.core.artifact import Json, Resource  # noqa: E402
-from overproof.core.config import Shot  # noqa: E402
+from overproof.core.config import Recipe, Shot  # noqa: E402
 from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
 from overproof.policy import match  # noqa: E402
@@ -77,7 +77,7 @@ BUILTINS = {
 
 @dataclass(frozen=True)
 class Teacher:
-    """A loaded teacher.
+    """A loaded teacher, or the base of a student, see `load_base`.
 
     Attributes:
         name: as the recipe names it.
@@ -219,6 +219,20 @@ def identify(name: str) -> tuple[Path, Resource]:
     return _from_hub(name)
 
 
+def origins(recipe: Recipe) -> list[tuple[Path, Resource]]:
+    """The teacher, and the model that the student is cut from if that is another; see `identify`.
+
+    Raises:
+        what `identify` raises.
+    """
+    found = [identify(recipe.teacher.model)]
+    if recipe.student.base is not None:
+        path, resource = identify(recipe.student.base)
+        if resource.sha256 != found[0][1].sha256:
+            found.append((path, replace(resource, kind="base")))
+    return found
+
+
 def load(name: str) -> Teacher:
     """Load a teacher in fp32.
 
@@ -226,6 +240,24 @@ def load(name: str) -> Teacher:
         StageError: the files cannot be read as a model, or no student can speak its tokens.
         and whatever `identify` raises.
     """
+    teacher = _read(name)
+    _require_turns(teacher)
+    _require_rows(teacher)
+    return teacher
+
+
+def load_base(name: str) -> Teacher:
+    """Load a model to cut a student from, in fp32; it need not know how to converse.
+
+    Raises:
+        what `load` raises.
+    """
+    base = _read(name)
+    _require_rows(base)
+    return base
+
+
+def _read(name: str) -> Teacher:
     path, resource = identify(name)
     try:
         if path.is_file():
@@ -235,39 +267,43 @@ def load(name: str) -> Teacher:
             tokenizer = AutoTokenizer.from_pretrained(path)
     except UNREADABLE as error:
         raise _unreadable(name, path, error) from error
-    teacher = Teacher(name, resource, model.eval(), tokenizer)
-    _require_usable(teacher)
-    return teacher
+    return Teacher(name, resource, model.eval(), tokenizer)
 
 
-def _require_usable(teacher: Teacher) -> None:
-    """Refuse, before any work, a teacher whose turns or tokens a student could not be given.
+def _require_rows(model: Teacher) -> None:
+    """Refuse, before any work, a model whose tokens a student could not be given.
 
     1. Its tokenizer can be trimmed.
-    2. It has a chat template, the default one where it has several.
-    3. The model has a row for every token.
-    4. What ends an answer is a token.
+    2. The model has a row for every token.
     """
-    name, tokenizer = teacher.name, teacher.tokenizer
     # 1.
-    state = teacher.tokenizer_state
+    texts = {number: text for text, number in token_ids(model.tokenizer_state).items()}
     # 2.
-    template = tokenizer.chat_template
+    rows = model.model.get_input_embeddings().weight.shape[0]
+    beyond = max(texts, default=0)
+    if beyond >= rows:
+        raise StageError(
+            f"{model.name} has tokens that its model has no embedding for",
+            details=[f"token {texts[beyond]!r} has id {beyond}, the model {rows} rows"],
+            hint="use a model whose embedding was resized with its tokenizer",
+        )
+
+
+def _require_turns(teacher: Teacher) -> None:
+    """Refuse, before any work, a teacher whose turns a student could not be given.
+
+    1. It has a chat template, the default one where it has several.
+    2. What ends an answer is a token.
+    """
+    name = teacher.name
+    # 1.
+    template = teacher.tokenizer.chat_template
     if template is None or (isinstance(template, dict) and "default" not in template):
         raise StageError(
             f"teacher {name} has no chat template", hint="use an instruction-tuned model"
         )
-    # 3.
-    texts = {number: text for text, number in token_ids(state).items()}
-    rows = teacher.model.get_input_embeddings().weight.shape[0]
-    beyond = max(texts, default=0)
-    if beyond >= rows:
-        raise StageError(
-            f"teacher {name} has tokens that its model has no embedding for",
-            details=[f"token {texts[beyond]!r} has id {beyond}, the model {rows} rows"],
-            hint="use a teacher whose embedding was resized with its tokenizer",
-        )
-    # 4.
+    # 2.
+    texts = set(token_ids(teacher.tokenizer_state).values())
     unknown = [end for end in teacher.stop_ids if end not in texts]
     if unknown:
         raise StageError(

@@ -12,7 +12,8 @@ from overproof.trust.statement import Stage
 from overproof.trust.strict import shown
 
 SOURCE, DATASET = "source", "dataset"
-ENDS = (SOURCE, "teacher", "code")  # kinds of resources where the walk may end
+ORIGINS = ("teacher", "base")  # models that the student learned from, or has weights of
+ENDS = (SOURCE, *ORIGINS, "code")  # kinds of resources where the walk may end
 MODEL, EXPORT = "model/", "export/"
 MODEL_KIND, EXPORT_KIND = "student", "export"
 
@@ -33,9 +34,9 @@ class Chain:
     model: Stage | None
     builds: tuple[Stage, ...]
 
-    def teachers(self) -> list[Dependency]:
-        """Every teacher met."""
-        return [end for end in self.ends if end.annotations.kind == "teacher"]
+    def origins(self) -> list[Dependency]:
+        """Every teacher and every base met."""
+        return [end for end in self.ends if end.annotations.kind in ORIGINS]
 
     def datasets(self) -> list[Stage]:
         """Every dataset met."""

@@ -45,7 +45,7 @@ def claims(proofs: Proofs, chain: Chain, coverage: Coverage, *, pinned: bool) ->
         Claim("no statement is missing", "proved", f"log of {len(proofs.signed)} entries"),
         Claim("the chain has no loose end", "proved", _chain(chain)),
         *_model(chain, signed),
-        *_teachers(chain, coverage, signed),
+        *_origins(chain, coverage, signed),
         *_datasets(coverage.certificates, signed),
         *_quality(proofs, coverage, signed),
         Claim("the training steps replay", "unknown", "no step was executed again"),
@@ -71,14 +71,14 @@ def _model(chain: Chain, signed: Level) -> list[Claim]:
     return found
 
 
-def _teachers(chain: Chain, coverage: Coverage, signed: Level) -> list[Claim]:
+def _origins(chain: Chain, coverage: Coverage, signed: Level) -> list[Claim]:
     found = [
         Claim(
-            f"teacher {shown(end.annotations.name)}",
+            f"{end.annotations.kind} {shown(end.annotations.name)}",
             signed,
             f"sha256:{end.digest.sha256}",
         )
-        for end in chain.teachers()
+        for end in chain.origins()
     ]
     found += [
         Claim(f"terms permit {shown(verdict.teacher.name)}", signed, _terms(verdict))

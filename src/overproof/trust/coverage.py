@@ -45,7 +45,7 @@ class Coverage:
     """What was found to hold.
 
     Attributes:
-        verdicts: the terms verdict for each teacher.
+        verdicts: the terms verdict for each teacher and base.
         rechecked: obligations that were looked up in the release itself.
         trusted: obligations that only the signer can vouch for.
         certificates: one for each dataset, with the dataset's name.
@@ -71,7 +71,8 @@ class Texts:
 def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
     """Check that policy covers all that the walk met.
 
-    1. For each teacher, by digest: a verdict that permits, its obligations done and rechecked.
+    1. For each teacher and base, by digest: a verdict that permits, its obligations done and
+       rechecked.
     2. No verdict forbids, whatever it is about.
     3. For each dataset: the certificate that is its file, of the source and record tree that are
        stated elsewhere too, with an SPDX licence for every record.
@@ -90,12 +91,13 @@ def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
     # 1. and 2.
     verdicts = list(proofs.of(TermsVerdict))
     known = {verdict.teacher.sha256 for _, verdict in verdicts}
-    for teacher in chain.teachers():
-        if teacher.digest.sha256 not in known:
+    for origin in chain.origins():
+        if origin.digest.sha256 not in known:
+            kind = origin.annotations.kind
             raise TrustError(
-                "a teacher without a terms verdict",
+                f"a {kind} without a terms verdict",
                 details=[
-                    f"teacher {shown(teacher.annotations.name)!r}, sha256:{teacher.digest.sha256}",
+                    f"{kind} {shown(origin.annotations.name)!r}, sha256:{origin.digest.sha256}",
                     "wanted a terms-verdict statement for this digest",
                 ],
             )

@@ -118,8 +118,9 @@ def verify(
     2. Check each signature against the pinned signer.
     3. Check inclusion of each statement in the log, and the log checkpoint's signature.
     4. Compare every file with the release statement, by name and digest; no more, no fewer.
-    5. Walk resolvedDependencies until every input is a source, a teacher or code; no loose end.
-    6. Check that policy verdicts cover every teacher and licence met on the way, and parity
+    5. Walk resolvedDependencies until every input is a source, a teacher, a base or code;
+       no loose end.
+    6. Check that policy verdicts cover every teacher, base and licence met on the way, and parity
        receipts every build.
 
     Nothing is fetched or run. Without a pinned signer, step 2 uses the key that the release

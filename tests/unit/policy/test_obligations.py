@@ -26,7 +26,7 @@ from overproof.policy.obligations import (
     unmet,
 )
 from overproof.policy.rows import Obligation, load_rows
-from overproof.teacher.local import identify
+from overproof.teacher.local import identify, origins
 
 TODAY = date(2026, 11, 24)
 GEMMA_TEXT = "Gemma Terms of Use\n" + "terms " * 200
@@ -175,7 +175,7 @@ def test_a_licence_that_is_not_carried_is_asked_for_and_taken_from_beside_the_we
     assert [entry.obligation.id for entry in plan.missing] == ["gemma/licence"]
     with pytest.raises(PolicyError, match="cannot be carried out") as error:
         plan.require()
-    assert "into LICENSE beside the teacher's weights" in error.value.render()
+    assert "into LICENSE beside the model's weights" in error.value.render()
     (tmp_path / "model.gguf").touch()
     (tmp_path / "LICENSE").write_text(GEMMA_TEXT)
     for place in (tmp_path, tmp_path / "model.gguf"):
@@ -223,7 +223,33 @@ def test_a_folder_of_this_machine_is_no_publisher(
     (tmp_path / "private/Llama-3.1-8B/config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(find_recipe("support"), ["teacher.model=private/Llama-3.1-8B"])
-    place, teacher = identify(recipe.teacher.model)
-    found, plan = permit(recipe, teacher, place)
+    found, plan = permit(recipe, [identify(recipe.teacher.model)])
     assert "private" not in json.dumps([found.predicates(), plan.notice_text, plan.card_lines])
     assert plan.name.startswith("Llama-")
+
+
+def test_what_the_student_is_cut_from_is_judged_too(tmp_path: Path) -> None:
+    for name in ("Llama-3.1-8B", "Llama-2-7b-chat-hf", "SmolLM2-360M"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"name": name}))
+
+    def asked(base: str, *more: str) -> tuple[Decision, Plan]:
+        teacher = f"teacher.model={tmp_path / 'SmolLM2-360M'}"
+        settings = [teacher, f"student.base={tmp_path / base}", *more]
+        recipe = load_recipe(find_recipe("support"), settings)
+        return permit(recipe, origins(recipe))
+
+    found, plan = asked("Llama-3.1-8B")
+    assert [one.display for one in found.rulings] == ["SmolLM2-360M", "Llama-3.1-8B"]
+    assert plan.name.startswith("Llama-")
+    assert "Teacher: SmolLM2-360M" in plan.notice_text
+    assert "Base: Llama-3.1-8B" in plan.notice_text
+    with pytest.raises(PolicyError, match="Llama-2-7b-chat-hf"):
+        asked("Llama-2-7b-chat-hf")
+
+
+def test_the_weights_of_a_base_are_judged_as_weights_whatever_the_teachers_channel() -> None:
+    models = [Teacher("gemini-2.5-pro"), Teacher("meta-llama/Llama-3.1-8B", "1" * 64, "base")]
+    found = decide(models, channel="api", on=TODAY)
+    assert [one["channel"] for one in found.predicates()] == ["api", "weights"]
+    assert found.rulings[1].verdict.permits

@@ -85,7 +85,9 @@ def made() -> initial.Initial:
     prefix = tuple(ids(BEGIN, "<|head|>"))
     signals = shard_signals(teacher().model, prefix, examples, training.ROOM, TopK(8, 4))
     config = StudentConfig(name="s", layers=2, vocabulary=SIZE, importance="even")
-    return initial.make(teacher(), prefix, examples, [signals.spread()], config, training.ROOM)
+    return initial.make(
+        teacher(), teacher(), prefix, examples, [signals.spread()], config, training.ROOM
+    )
 
 
 def test_what_is_put_before_a_text_has_the_students_id() -> None:

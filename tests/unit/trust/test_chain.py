@@ -47,7 +47,7 @@ def test_what_the_walk_meets(sealed: trust_release.Synthetic) -> None:
         ("code", "overproof"),
         ("teacher", "tiny-llama"),
     ]
-    assert [end.annotations.name for end in chain.teachers()] == ["tiny-llama"]
+    assert [end.annotations.name for end in chain.origins()] == ["tiny-llama"]
     assert [stage.name for stage in chain.datasets()] == ["train"]
     assert chain.model is not None
     assert chain.model.name == "student"

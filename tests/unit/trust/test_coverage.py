@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trust_release
 
+from overproof.core.artifact import Resource
 from overproof.core.errors import TrustError
 from overproof.trust.chain import walk
 from overproof.trust.coverage import Texts, check_parity, check_terms, cover, is_spdx
@@ -254,3 +255,41 @@ def test_counts(sealed: trust_release.Synthetic) -> None:
     assert (found.rechecked, found.trusted) == (6, 0)
     assert [name for name, _ in found.certificates] == ["train"]
     assert [receipt.target for receipt in found.parity] == ["gguf-q8_0"]
+
+
+def with_a_base(folder: Path, *, judged: bool) -> trust_release.Synthetic:
+    made = trust_release.make(folder)
+    base = Resource("base", "tiny-base", "file:tiny-base", "44" * 32)
+    signals = made.named("signals")
+    weights = {"model.safetensors": b"student weights", "config.json": b'{"layers":2}'}
+    student = trust_release.artifact(
+        folder / "store", "student", "cut", {"signals": signals, "base": base}, weights, {}
+    )
+    build = trust_release.artifact(
+        folder / "store", "export", "built", {"student": student},
+        {"gguf-q8_0/model.gguf": b"GGUF build"}, trust_release.PARITY,
+    )  # fmt: skip
+    verdict = {**trust_release.terms(), "teacher": {"name": "tiny-base", "sha256": base.sha256}}
+    kept = [one for one in made.predicates if one[1].path.name in ("train", "signals")]
+    made = replace(
+        made,
+        artifacts=(made.named("train"), signals, student, build),
+        predicates=(
+            *kept,
+            *([("terms-verdict", signals, verdict)] if judged else []),
+            ("parity-receipt", build, trust_release.PARITY),
+        ),
+    )
+    made.attest()
+    return made
+
+
+def test_a_base_needs_a_verdict_as_a_teacher_does(tmp_path: Path) -> None:
+    made = with_a_base(tmp_path / "judged", judged=True)
+    shown = verify(made.release, made.key.public)
+    assert shown.exit_code == 0
+    assert "base tiny-base" in [claim.claim for claim in shown.claims]
+    made = with_a_base(tmp_path / "not", judged=False)
+    with pytest.raises(TrustError, match="a base without a terms verdict") as caught:
+        verify(made.release, made.key.public)
+    assert caught.value.step == 6
