@@ -117,7 +117,9 @@ def test_a_run_learns_from_right_answers_alone_with_the_signals_of_these(tmp_pat
     assert len(keys) == len(set(keys)) == few.facts["prompts"]
 
 
-SHOTS = "teacher.shots=[{prompt: Where is it?, answer: On Monday.}, {prompt: When?, answer: Soon.}]"
+SHOTS = (
+    "teacher.shots=[{prompt: 'Where is it?', answer: On Monday.}, {prompt: 'When?', answer: Soon.}]"
+)
 
 
 def test_what_is_shown_to_the_teacher_is_not_shown_to_the_student(tmp_path: Path) -> None:
