@@ -24,6 +24,7 @@ from overproof.core.workers import CONTEXT, sharing, spread
 from overproof.data.pack import Packed
 from overproof.student.losses import Sparse, divergence_of
 from overproof.student.stack import Stack
+from overproof.teacher.forward import share
 
 ROWS = 32  # positions whose logits are worked on at a time: 49,152 in fp32 are 6 MB
 BARRIER_SECONDS = 600.0  # a round takes seconds; a worker that is this late is dead
@@ -90,9 +91,9 @@ def _greedy(
     removals: list[Removal] = []
     workers = max(1, min(device.cores(), len(kept)))
     barrier = CONTEXT.Barrier(workers)
+    share(teacher)
     with sharing():
         scores = torch.zeros(len(kept)).share_memory_()
-        teacher.share_memory()
     shares = [
         (teacher, keep, calibration, rank, workers, scores, barrier) for rank in range(workers)
     ]
