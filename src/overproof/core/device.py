@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import math
 import os
-import resource
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -29,8 +28,7 @@ def prepare() -> None:
     A waiting OpenMP thread spins by default: on two shared cores that costs up to 12 times
     (docs/log.md). glibc gives large blocks back at once, and the page faults of taking them
     again cost more than the arithmetic on them; here blocks up to `KEEP_BYTES` are kept, up to
-    `OLD_KEEP_BYTES` where glibc refuses that. Each tensor that worker processes share is an open
-    file, and five models have over a thousand: more than the usual limit, less than it may be.
+    `OLD_KEEP_BYTES` where glibc refuses that.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -38,9 +36,6 @@ def prepare() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars say what our stages do
     # With torch-npu installed and no CANN, importing torch fails unless this is off.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # where the hard limit is no number of files
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL(None).mallopt

@@ -6,6 +6,7 @@ import multiprocessing as mp
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from typing import Any
 from overproof.core.errors import OverproofError, StageError
 
 POLL_SECONDS = 1.0
-CONTEXT = mp.get_context("spawn")  # a fork of a process with OpenMP threads can hang
+# A fork of a process with OpenMP threads can hang; one of a server that has loaded what takes
+# seconds to load, and computed nothing, cannot. Apple's own libraries do not survive a fork.
+CONTEXT = mp.get_context("forkserver") if sys.platform == "linux" else mp.get_context("spawn")
+CONTEXT.set_forkserver_preload(["torch", "transformers.modeling_utils"])
 # What torch and multiprocessing say where /dev/shm, 64 MB in a container, holds no more.
 SHARED_FULL = ("unable to allocate shared memory", "No space left on device")
 SHARED_REMEDY = "docker run --shm-size=2g; without a container, as root: " + (

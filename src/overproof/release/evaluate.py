@@ -25,13 +25,13 @@ from torch import Tensor  # noqa: E402
 
 from overproof.core.config import EvaluateConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
-from overproof.core.workers import sharing, spread  # noqa: E402
+from overproof.core.workers import spread  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.release.tally import TEACHER, Tally, summary  # noqa: E402
 from overproof.student.examples import NO_TARGET, StudentExample, respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import layers_dtype, logits_at, mixed  # noqa: E402
+from overproof.teacher.forward import layers_dtype, logits_at, mixed, share  # noqa: E402
 from overproof.teacher.signals import target_logits  # noqa: E402
 
 GROUP = 8  # examples scored together: bounds the memory of the teacher's full distributions
@@ -96,9 +96,8 @@ def evaluate(
     # 1.
     groups = [(start, examples[start : start + GROUP]) for start in range(0, len(examples), GROUP)]
     workers = min(device.cores(), len(groups))
-    with sharing():
-        for model in (teacher, *models.values()):
-            model.share_memory()
+    for model in (teacher, *models.values()):
+        share(model)
     parts: dict[int, dict[str, Tally]] = {}
     for start, tallies in spread(
         _work,

@@ -24,6 +24,7 @@ from overproof.core.workers import CONTEXT, sharing, spread
 from overproof.data.pack import Packed
 from overproof.student.losses import Sparse, divergence_of
 from overproof.student.stack import Stack
+from overproof.teacher.forward import share
 
 ROWS = 32  # positions whose logits are worked on at a time: 49,152 in fp32 are 6 MB
 BARRIER_SECONDS = 600.0  # a round takes seconds; a worker that is this late is dead
@@ -104,9 +105,9 @@ def _greedy(
     removals: list[Removal] = []
     workers = max(1, min(device.cores(), len(kept)))
     barrier = CONTEXT.Barrier(workers)
+    share(base)
     with sharing():
         scores = torch.zeros(len(kept)).share_memory_()
-        base.share_memory()
     shares = [(base, keep, calibration, rank, workers, scores, barrier) for rank in range(workers)]
     rounds = len(kept) - keep
     for layer, kl in spread(

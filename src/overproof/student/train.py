@@ -37,6 +37,7 @@ from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.rollouts import Judge, Shares, shares_of  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
+from overproof.teacher.forward import share  # noqa: E402
 
 
 class Step(NamedTuple):
@@ -138,8 +139,8 @@ def train(
     dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
     with sharing():
         shared = Shared(student, workers, dtype)
-        if judge:
-            judge.model.share_memory()
+    if judge:
+        share(judge.model)
     done = _last_checkpoint(folder, workers)
     start = len(done.losses)
     meter.skip(start)

@@ -7,7 +7,9 @@ V vocabulary.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 from overproof.core import device
@@ -19,7 +21,10 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from overproof.core.workers import sharing  # noqa: E402
 from overproof.data.pack import Packed  # noqa: E402
+
+LINE_BYTES = 64  # where torch lets a tensor's memory begin; sums may follow from it
 
 
 def model_inputs(batch: Packed, dtype: torch.dtype) -> dict[str, Tensor | bool]:
@@ -62,6 +67,28 @@ def mixed(model: Any) -> Any:
         if isinstance(part, nn.Linear):
             part.to(torch.bfloat16)
     return found
+
+
+def share(model: Any) -> None:
+    """Move a model's values to where worker processes see them, those of one type side by side.
+
+    Each block is an open file, and a worker is started with few: see `core.workers`. What is
+    shared already stays where it is.
+
+    Raises:
+        StageError: there is no room for it.
+    """
+    found: dict[torch.dtype, list[Tensor]] = {}
+    for value in chain(model.parameters(), model.buffers()):
+        if not value.is_shared():
+            found.setdefault(value.dtype, []).append(value)
+    for dtype, values in found.items():
+        step = LINE_BYTES // dtype.itemsize
+        sizes = [math.ceil(value.numel() / step) * step for value in values]
+        with sharing():
+            parts = torch.zeros(sum(sizes), dtype=dtype).share_memory_().split(sizes)
+        for value, part in zip(values, parts, strict=True):
+            value.data = part[: value.numel()].view(value.shape).copy_(value.detach())
 
 
 def layers_dtype(model: Any) -> torch.dtype:

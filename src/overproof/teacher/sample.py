@@ -21,7 +21,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from overproof.core.console import Meter  # noqa: E402
-from overproof.core.workers import sharing, spread  # noqa: E402
+from overproof.core.workers import spread  # noqa: E402
+from overproof.teacher.forward import share  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
 from overproof.teacher.kept import Exact, Signals, exact  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
@@ -309,8 +310,7 @@ def _spread(
 ) -> Iterator[tuple[str, list[int], bytes]]:
     """Run one worker a core and yield what they finish."""
     workers = max(1, min(device.cores(), len(left)))
-    with sharing():
-        model.share_memory()
+    share(model)
     shares = [
         (model, tuple(prefix), left[index::workers], drawing, places) for index in range(workers)
     ]

@@ -25,7 +25,7 @@ from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.digest import sha256_json  # noqa: E402
 from overproof.core.disk import link_or_copy  # noqa: E402
-from overproof.core.workers import sharing, spread  # noqa: E402
+from overproof.core.workers import spread  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.teacher.answers import Answers, made_of, read  # noqa: E402
 from overproof.teacher.cache import (  # noqa: E402
@@ -36,7 +36,7 @@ from overproof.teacher.cache import (  # noqa: E402
     write_shard,
 )
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import Read, logits_at  # noqa: E402
+from overproof.teacher.forward import Read, logits_at, share  # noqa: E402
 from overproof.teacher.kept import Kept, Signals, exact, kept_of  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 
@@ -124,8 +124,7 @@ def write_signals(
         else:
             shards.append((path, part))
     workers = min(device.cores(), len(shards))
-    with sharing():
-        model.share_memory()
+    share(model)
     shares = [
         (model, tuple(prefix), shards[rank::workers], length, kept) for rank in range(workers)
     ]
