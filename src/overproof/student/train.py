@@ -235,6 +235,7 @@ def _work(
         last = _checkpoint_at(folder, start, task.workers)
         done = _read_progress(last)
         worker.restore(last)
+    worker.publish(start)
     saved = time.monotonic()
     cached = batches(data, config, task.seed)
     for step in range(config.steps):

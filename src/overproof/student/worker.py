@@ -23,6 +23,7 @@ from overproof.student.examples import TrainSet
 from overproof.student.flat import Flat
 from overproof.student.losses import chunked_divergence, divergence_of
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
+from overproof.student.quantise import KINDS, stored
 from overproof.student.rollouts import Judge, Rollouts, Shares
 from overproof.teacher.forward import model_inputs
 
@@ -35,7 +36,8 @@ class Shared:
 
     Attributes:
         compute: the model that the forward passes use, in bf16 where the processor likes it.
-        weights: its parameters. master: the same in fp32, each updated by its owner.
+        weights: its parameters. master: the same in fp32, each updated by its owner; where the
+            recipe quantises, they are what `weights` is made of and what the gradients go to.
         grads: each worker's gradients.
         loss: each worker's part of the step's loss; `norm`: of the squared gradient norm;
             `weight`: of its sum of weights; `tokens`: of its tokens.
@@ -208,10 +210,20 @@ class Worker:
         set_rate(self.optimizers, rate(self.config, step))
         for optimizer in self.optimizers:
             optimizer.step()
-        for name, master in self.masters.items():
-            self.shared.weights.view(name).copy_(master)
+        self.publish(step + 1)
         for grad in self.added:
             grad.zero_()
+
+    def publish(self, step: int) -> None:
+        """Make the own parameters what this step computes with.
+
+        Raises:
+            StageError: one of them is no number, and has no build.
+        """
+        quantize = self.config.quantize if self.config.quantized(step) else None
+        for name, master in self.masters.items():
+            weights = stored(name, master, KINDS[quantize.format]) if quantize else master
+            self.shared.weights.view(name).copy_(weights)
 
     def save(self, folder: Path) -> None:
         """Write this worker's share of a checkpoint."""
@@ -223,11 +235,10 @@ class Worker:
         torch.save(state, folder / f"worker-{self.rank}.pt")
 
     def restore(self, folder: Path) -> None:
-        """Read this worker's share of a checkpoint, and publish its weights."""
+        """Read this worker's share of a checkpoint; its weights are still to be published."""
         state = torch.load(folder / f"worker-{self.rank}.pt", weights_only=True)
         for name, value in state["masters"].items():
             self.masters[name].copy_(value)
-            self.shared.weights.view(name).copy_(value)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self.rollouts:
