@@ -12,7 +12,16 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from overproof.core.errors import UsageError
-from overproof.core.methods import Divergence, ForwardKl, OnPolicy, Quantize, Sampled, Signals
+from overproof.core.methods import (
+    Divergence,
+    Exact,
+    ForwardKl,
+    Hidden,
+    OnPolicy,
+    Quantize,
+    Sampled,
+    Signals,
+)
 from overproof.core.section import Fraction, Positive, Section
 
 
@@ -93,6 +102,7 @@ class TrainConfig(Section):
     steps: Positive = Field(description="optimizer steps, of each arm")
     divergence: Divergence = ForwardKl()
     on_policy: OnPolicy | None = None
+    hidden: Hidden | None = None
     quantize: Quantize | None = None
     sequences: Positive = Field(8, description="packed sequences a step")
     sequence_length: Positive = Field(256, description="tokens a packed sequence")
@@ -194,6 +204,15 @@ class Recipe(Section):
             raise ValueError(
                 f"train.quantize is for the build gguf-{quantize.format}, which export.targets "
                 "lacks: add it there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _states_are_kept(self) -> Self:
+        if self.train.hidden and not isinstance(self.signals, Exact):
+            raise ValueError(
+                "train.hidden needs the teacher's hidden states: take signals.kind `exact`, got "
+                f"`{self.signals.kind}`"
             )
         return self
 

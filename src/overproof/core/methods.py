@@ -161,6 +161,18 @@ class OnPolicy(Section):
         return before if after > before else None
 
 
+class Hidden(Section):
+    """The student's last hidden states drawn towards the teacher's, beside the divergence."""
+
+    weight: float = Field(
+        1.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="of the mean squared distance, each position's by the square of the teacher's "
+        "state, beside the divergence in nats",
+    )
+
+
 class Quantize(Section):
     """Learning with the weights that a build of few bits has, so that the build keeps what was
     learned."""

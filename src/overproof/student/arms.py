@@ -163,4 +163,5 @@ def _write_log(path: Path, data: TrainSet, asked: Sequence[str], arm: _Arm, done
 
 def plain(config: TrainConfig) -> TrainConfig:
     """The same training by cross-entropy: forward KL to a distribution on one token."""
-    return config.model_copy(update={"divergence": ForwardKl(), "on_policy": None})
+    changes = {"divergence": ForwardKl(), "on_policy": None, "hidden": None}
+    return config.model_copy(update=changes)

@@ -17,6 +17,7 @@ from torch import Tensor
 from overproof.core.config import TrainConfig
 from overproof.core.errors import StageError
 from overproof.data.pack import Packed
+from overproof.student import hidden
 from overproof.student.body import make_body
 from overproof.student.divergences import Divergence, divergence
 from overproof.student.examples import TrainSet
@@ -136,6 +137,8 @@ class Worker:
     def gradients(self, part: Part, step: int) -> None:
         """Forward and backward over this worker's rows; the loss is weighted by the whole step.
 
+        What is told of it is the divergence alone, so that losses can be compared.
+
         Raises:
             StageError: the loss is not finite; the message names the records.
         """
@@ -147,19 +150,26 @@ class Worker:
         total = max(float(self.shared.weight.sum()), 1.0)
         place, source, weight = targets(mine, data)
         hidden_RTD = self.body.states(model_inputs(mine, self.model.dtype))
+        hidden_ND = hidden_RTD.flatten(0, 1)[torch.from_numpy(place)]
+        target, share_N = data.targets.at(source), torch.from_numpy(weight) / total
         loss = chunked_divergence(
-            hidden_RTD.flatten(0, 1)[torch.from_numpy(place)],
+            hidden_ND,
             self.model.lm_head.weight,
-            data.targets.at(source),
-            torch.from_numpy(weight) / total,
+            target,
+            share_N,
             divergence=part.divergence,
             temperature=data.temperature,
             compute=self.model.dtype,
         )
-        if not bool(torch.isfinite(loss.detach())):
+        whole = loss
+        if self.config.hidden:
+            projection_ED = self.model.get_parameter(hidden.WEIGHT)
+            apart = hidden.distance(hidden_ND, projection_ED, target, share_N)
+            whole = loss + self.config.hidden.weight * apart
+        if not bool(torch.isfinite(whole.detach())):
             learned = weight > 0
             raise self._diverged(step, part, hidden_RTD.detach(), place[learned], source[learned])
-        loss.backward()
+        whole.backward()
         self.shared.loss[self.rank] = loss.detach().double()
 
     def _diverged(
@@ -222,7 +232,9 @@ class Worker:
         """
         quantize = self.config.quantize if self.config.quantized(step) else None
         for name, master in self.masters.items():
-            weights = stored(name, master, KINDS[quantize.format]) if quantize else master
+            weights: Tensor = master
+            if quantize and name != hidden.WEIGHT:  # which is in no build
+                weights = stored(name, master, KINDS[quantize.format])
             self.shared.weights.view(name).copy_(weights)
 
     def save(self, folder: Path) -> None:
