@@ -3,7 +3,7 @@
     python benchmarks/quantise.py RUN [--steps 80] [--seeds 2] [--start 0.5] [--prompts 200]
 
 RUN is the folder of a finished run (`out/demo`). With each seed its initial student is trained
-twice by the run's recipe, with the weights as they are and, from `start` of the steps on, with those
+twice by the run's recipe: with the weights as they are, and from `start` of the steps on with those
 of the build. Both are saved as a release holds them and exported; each file is read back by
 transformers, and measured on the teacher's held-out answers as every report measures. Then
 llama.cpp runs the files beside the saved models, as for a receipt. Students are kept in

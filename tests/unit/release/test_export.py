@@ -24,7 +24,7 @@ from overproof.release.engine import DEFAULT_CONTEXT, Engine
 from overproof.release.export import RECEIPT, TOKENIZER, export
 from overproof.release.parity import Sample, choose, compare, read_tokenizer
 from overproof.release.targets import TARGETS, find, gguf
-from overproof.student.quantise import stored
+from overproof.student.quantise import RELEASED, stored
 from overproof.trust.predicates import ParityReceipt
 
 F16_ONLY = ExportConfig(targets=("gguf-f16",))
@@ -310,23 +310,25 @@ def test_comparison_by_hand() -> None:
     assert found.positions == 2
 
 
-def test_four_bits_are_those_that_training_computes_with(tiny_student: Artifact, builds) -> None:
-    """Every tensor of the file, read back, is `stored` of the model's, rows in llama.cpp's order."""
-    model = load_file(tiny_student.path / "model.safetensors")
-    tensors = {one.name: one for one in GGUFReader(builds["gguf-q4_0"]).tensors}
-    kinds = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
-    assert kinds["token_embd.weight"] == "Q8_0"
-    assert {kind for name, kind in kinds.items() if "attn" in name and "norm" not in name} == {
-        "Q4_0"
-    }
-    config = gguf.read_config(tiny_student.path)
-    for target, name, _ in gguf._tensors(tiny_student.path, config):
+def test_four_bits_are_those_that_training_computes_with(copied: Path) -> None:
+    """From fp32 weights: through the release and the file, or by `stored`, but for rows' order."""
+    masters = load_file(copied / "model.safetensors")
+    released = {name: values.to(RELEASED) for name, values in masters.items()}
+    save_file(released, copied / "model.safetensors", metadata={"format": "pt"})
+    gguf.Q4_0.write(copied, copied / "model.gguf")
+    tensors = {one.name: one for one in GGUFReader(copied / "model.gguf").tensors}
+    config = gguf.read_config(copied)
+    for target, name, _ in gguf._tensors(copied, config):
         found = quants.dequantize(tensors[target].data, tensors[target].tensor_type)
-        wanted = stored(name, model[name], "Q4_0").numpy()
+        wanted = stored(name, masters[name], "Q4_0").numpy()
         if name.rsplit(".", 1)[0].endswith(gguf.ROTATED):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             wanted = gguf.permute(wanted, heads)
         assert np.array_equal(found.reshape(wanted.shape), wanted), name
+    kinds = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
+    assert {kinds[f"blk.0.{part}.weight"] for part in ("attn_q", "ffn_down")} == {"Q4_0"}
+    embedding = "token_embd.weight"
+    assert kinds[embedding] == "Q8_0"
 
 
 def test_a_weight_that_is_no_number_is_refused(copied: Path) -> None:

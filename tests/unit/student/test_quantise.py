@@ -180,7 +180,7 @@ def test_a_resumed_worker_computes_with_the_same_weights(examples: Path, tmp_pat
 
 
 def test_learning_for_four_bits_leaves_less_to_lose(examples: Path) -> None:
-    """The loss of the last steps, computed with the build's weights, against rounding at the end."""
+    """Against a training of equal steps that is rounded at its end only."""
     found = {}
     for name, section in {"as they are": None, "for q4_0": Quantize(start=0.4)}.items():
         model = training.student()
