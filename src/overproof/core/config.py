@@ -12,7 +12,17 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from overproof.core.errors import UsageError
-from overproof.core.methods import CrossEntropy, ForwardKl, Objective, OnPolicy, Sampled, Signals
+from overproof.core.methods import (
+    CrossEntropy,
+    Exact,
+    ForwardKl,
+    Hidden,
+    Objective,
+    OnPolicy,
+    Quantize,
+    Sampled,
+    Signals,
+)
 from overproof.core.section import Fraction, Positive, Section
 
 
@@ -110,6 +120,8 @@ class TrainConfig(Section):
     steps: Positive = Field(description="optimizer steps, of each arm")
     divergence: Objective = ForwardKl()
     on_policy: OnPolicy | None = None
+    hidden: Hidden | None = None
+    quantize: Quantize | None = None
     sequences: Positive = Field(8, description="packed sequences a step")
     sequence_length: Positive = Field(256, description="tokens a packed sequence")
     learning_rate: float = Field(4e-4, gt=0.0, description="after warm-up, before decay")
@@ -145,6 +157,10 @@ class TrainConfig(Section):
         """See `OnPolicy.number`; None also where nothing is on-policy."""
         return self.on_policy.number(step, self.steps) if self.on_policy else None
 
+    def quantized(self, step: int) -> bool:
+        """See `Quantize.on`; False also where nothing is quantised."""
+        return self.quantize is not None and self.quantize.on(step, self.steps)
+
     @property
     def own_steps(self) -> int:
         """Steps that learn from what the student says."""
@@ -165,15 +181,28 @@ class EvaluateConfig(Section):
     )
 
 
+class FourBits(Section):
+    """How far a build in 4 bits may differ."""
+
+    max_kl: float = Field(0.02, gt=0.0, description="as `export.max_kl`")
+    min_agreement: Fraction = Field(0.85, description="as `export.min_agreement`")
+
+
 class ExportConfig(Section):
     """Which builds are made, and how far each may differ from the trained model."""
 
-    targets: tuple[Literal["gguf-q8_0", "gguf-f16"], ...] = Field(
+    targets: tuple[Literal["gguf-q8_0", "gguf-q4_0", "gguf-f16"], ...] = Field(
         ("gguf-q8_0", "gguf-f16"),
         description="builds to make; gguf-q8_0 must be among them, its speed is measured",
     )
     max_kl: float = Field(0.02, gt=0.0, description="mean KL(model||build) allowed, nats per token")
     min_agreement: Fraction = Field(0.85, description="top-1 agreement demanded")
+    q4_0: FourBits = FourBits()
+
+    def bound(self, target: str) -> tuple[float, float]:
+        """`max_kl` and `min_agreement` of a target."""
+        bound = self.q4_0 if target == "gguf-q4_0" else self
+        return bound.max_kl, bound.min_agreement
 
 
 class Recipe(Section):
@@ -189,6 +218,32 @@ class Recipe(Section):
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _quantised_for_a_build(self) -> Self:
+        quantize = self.train.quantize
+        if quantize and f"gguf-{quantize.format}" not in self.export.targets:
+            raise ValueError(
+                f"train.quantize is for the build gguf-{quantize.format}, which export.targets "
+                "lacks: add it there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _states_are_kept(self) -> Self:
+        if self.train.hidden is None:
+            return self
+        if not isinstance(self.signals, Exact):
+            raise ValueError(
+                "train.hidden needs the teacher's hidden states: take signals.kind `exact`, got "
+                f"`{self.signals.kind}`"
+            )
+        if self.by_text:
+            raise ValueError(
+                "train.hidden goes with a divergence to the teacher's distributions; "
+                "`cross-entropy` learns from the text alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _draws_give_forward_kl(self) -> Self:

@@ -172,3 +172,37 @@ class OnPolicy(Section):
             return None
         before, after = (math.floor(self.fraction * n + ALMOST) for n in (since, since + 1))
         return before if after > before else None
+
+
+class Hidden(Section):
+    """The student's last hidden states drawn towards the teacher's, beside the divergence."""
+
+    weight: float = Field(
+        1.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="of the mean squared distance, each position's by the square of the teacher's "
+        "state, beside the divergence in nats",
+    )
+
+
+class Quantize(Section):
+    """Learning with the weights that a build of few bits has, so that the build keeps what was
+    learned."""
+
+    format: Literal["q4_0", "q8_0"] = Field("q4_0", description="of the build, gguf-FORMAT")
+    start: float = Field(
+        0.5,
+        ge=0.0,
+        lt=1.0,
+        description="fraction of all steps that come first and compute with the weights as they "
+        "are",
+    )
+
+    def on(self, step: int, steps: int) -> bool:
+        """Whether a step computes with the build's weights; the last one always does.
+
+        Args:
+            steps: of the whole training.
+        """
+        return step >= min(math.floor(self.start * steps + ALMOST), steps - 1)

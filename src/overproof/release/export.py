@@ -156,11 +156,12 @@ def _receipt(target: Target, file: Path, parity: Parity, config: ExportConfig) -
         f"KL {parity.kl_nats_per_token:.2g} nats per token, "
         f"top-1 agreement {parity.top1_agreement:.1%} at {parity.positions} positions"
     )
-    _judge(target, parity, config)
+    max_kl, min_agreement = config.bound(target.name)
+    _judge(target, parity, max_kl, min_agreement)
     return {
         **vars(parity),
-        "max_kl": config.max_kl,
-        "min_agreement": config.min_agreement,
+        "max_kl": max_kl,
+        "min_agreement": min_agreement,
         "passed": True,
         "target": target.name,
         "tokenization": "equal",
@@ -172,19 +173,20 @@ def _receipt(target: Target, file: Path, parity: Parity, config: ExportConfig) -
     }
 
 
-def _judge(target: Target, parity: Parity, config: ExportConfig) -> None:
+def _judge(target: Target, parity: Parity, max_kl: float, min_agreement: float) -> None:
     kl, agreement = parity.kl_nats_per_token, parity.top1_agreement
-    if kl <= config.max_kl and agreement >= config.min_agreement:
+    if kl <= max_kl and agreement >= min_agreement:
         return
+    fields = "export.q4_0" if target.name == "gguf-q4_0" else "export"
     raise StageError(
         f"the build {target.name} is too far from the model",
         details=[
-            f"KL(model || build): got {kl:.6g} nats per token, wanted at most {config.max_kl:g}",
-            f"top-1 agreement: got {agreement:.2%}, wanted at least {config.min_agreement:.2%}",
+            f"KL(model || build): got {kl:.6g} nats per token, wanted at most {max_kl:g}",
+            f"top-1 agreement: got {agreement:.2%}, wanted at least {min_agreement:.2%}",
             f"at {parity.positions} positions of held-out text",
         ],
-        hint="leave the target out of export.targets, or set export.max_kl or "
-        "export.min_agreement if that distance is acceptable",
+        hint=f"leave the target out of export.targets, or set {fields}.max_kl or "
+        f"{fields}.min_agreement if that distance is acceptable",
     )
 
 

@@ -42,7 +42,29 @@ def sentences(
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
         f"{train.sequence_length} tokens by {objective(recipe)}, with {train.optimizer} at a "
         f"peak rate of {train.learning_rate:g}.{where}"
-        f"{own_text(train)}",
+        f"{states(train)}{own_text(train)}{few_bits(train)}",
+    )
+
+
+def states(train: TrainConfig) -> str:
+    """Whether its hidden states were drawn towards the teacher's."""
+    if train.hidden is None:
+        return ""
+    return (
+        " Its last hidden states were drawn towards the teacher's as well, through a learned "
+        f"projection that is not part of it, with a weight of {train.hidden.weight:g}."
+    )
+
+
+def few_bits(train: TrainConfig) -> str:
+    """Whether it learned for a build of few bits."""
+    quantize = train.quantize
+    if quantize is None:
+        return ""
+    since = f"After the first {quantize.start:.0%} of the steps" if quantize.start else "Always"
+    return (
+        f" {since} it computed with the weights of the build gguf-{quantize.format}, rounded anew "
+        "in every step, so that the build keeps what was learned."
     )
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from overproof.core import device, host
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe, TrainConfig
@@ -18,6 +16,7 @@ from overproof.student import initial as first
 from overproof.student import steplog
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
+from overproof.student.quantise import RELEASED
 from overproof.student.rollouts import Judge
 from overproof.student.train import Trained, record_keys, train
 from overproof.student.vocabulary import Vocabulary
@@ -144,7 +143,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         work.measured["tokens_per_second"] = round(steps_per_second * done.tokens / config.steps, 1)
         asked = [key for key, _ in judge.prompts] if judge else []
         head = _write_log(work.folder / steplog.FILE, data, asked, arm, done)
-        first.save_model(start.model.to(torch.bfloat16), work.folder, recipe.sample)
+        first.save_model(start.model.to(RELEASED), work.folder, recipe.sample)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if (arm.start.path / name).is_file():
                 shutil.copyfile(arm.start.path / name, work.folder / name)
@@ -174,5 +173,5 @@ def _write_log(path: Path, data: TrainSet, asked: Sequence[str], arm: _Arm, done
 
 def plain(config: TrainConfig) -> TrainConfig:
     """The same training by cross-entropy."""
-    update = {"divergence": CrossEntropy(kind="cross-entropy"), "on_policy": None}
-    return config.model_copy(update=update)
+    entropy = CrossEntropy(kind="cross-entropy")
+    return config.model_copy(update={"divergence": entropy, "on_policy": None, "hidden": None})

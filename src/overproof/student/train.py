@@ -34,8 +34,10 @@ from overproof.core.disk import write_atomic  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.workers import CONTEXT, sharing, spread  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
+from overproof.student import hidden  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.rollouts import Judge, Shares, shares_of  # noqa: E402
+from overproof.student.targets import StateTargets  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
 from overproof.teacher.forward import share  # noqa: E402
 
@@ -117,9 +119,10 @@ def train(
 ) -> Trained:
     """Train `student` in place.
 
-    1. Share the weights; find the last whole checkpoint.
+    1. Share the weights, a projection of hidden states among them where the recipe has one; find
+       the last whole checkpoint.
     2. Run the workers; pass on each step's loss.
-    3. Copy the fp32 weights back.
+    3. Copy the fp32 weights back; the projection goes.
 
     Args:
         examples: folder of the training set, see `build_train_set`.
@@ -133,8 +136,12 @@ def train(
     """
     # 1.
     folder.mkdir(parents=True, exist_ok=True)
+    data = TrainSet.map(examples)
     # What cannot be packed is told here, not by a dead worker.
-    next(batches(TrainSet.map(examples), config, seed))
+    next(batches(data, config, seed))
+    if config.hidden:
+        assert isinstance(data.targets, StateTargets)  # the recipe demands signals `exact`
+        hidden.attach(student, data.targets.states_ME.shape[1], seed)
     workers = max(1, min(device.cores(), config.sequences))
     dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
     with sharing():
@@ -154,6 +161,7 @@ def train(
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             parameter.copy_(shared.master.view(name))
+    hidden.detach(student)
     done.weights[len(done.losses)] = shared.master.sha256()
     return done
 
@@ -236,6 +244,7 @@ def _work(
         last = _checkpoint_at(folder, start, task.workers)
         done = _read_progress(last)
         worker.restore(last)
+    worker.publish(start)
     saved = time.monotonic()
     cached = batches(data, config, task.seed)
     for step in range(config.steps):

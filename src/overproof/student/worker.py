@@ -17,12 +17,14 @@ from torch import Tensor
 from overproof.core.config import TrainConfig
 from overproof.core.errors import StageError
 from overproof.data.pack import Packed
+from overproof.student import hidden
 from overproof.student.body import make_body
 from overproof.student.divergences import Divergence, divergence
 from overproof.student.examples import TrainSet
 from overproof.student.flat import Flat
 from overproof.student.losses import chunked_divergence, divergence_of
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
+from overproof.student.quantise import KINDS, stored
 from overproof.student.rollouts import Judge, Rollouts, Shares
 from overproof.teacher.forward import model_inputs
 
@@ -35,7 +37,8 @@ class Shared:
 
     Attributes:
         compute: the model that the forward passes use, in bf16 where the processor likes it.
-        weights: its parameters. master: the same in fp32, each updated by its owner.
+        weights: its parameters. master: the same in fp32, each updated by its owner; where the
+            recipe quantises, they are what `weights` is made of and what the gradients go to.
         grads: each worker's gradients.
         loss: each worker's part of the step's loss; `norm`: of the squared gradient norm;
             `weight`: of its sum of weights; `tokens`: of its tokens.
@@ -134,6 +137,8 @@ class Worker:
     def gradients(self, part: Part, step: int) -> None:
         """Forward and backward over this worker's rows; the loss is weighted by the whole step.
 
+        What is told of it is the divergence alone, so that losses can be compared.
+
         Raises:
             StageError: the loss is not finite; the message names the records.
         """
@@ -145,19 +150,26 @@ class Worker:
         total = max(float(self.shared.weight.sum()), 1.0)
         place, source, weight = targets(mine, data)
         hidden_RTD = self.body.states(model_inputs(mine, self.model.dtype))
+        hidden_ND = hidden_RTD.flatten(0, 1)[torch.from_numpy(place)]
+        target, share_N = data.targets.at(source), torch.from_numpy(weight) / total
         loss = chunked_divergence(
-            hidden_RTD.flatten(0, 1)[torch.from_numpy(place)],
+            hidden_ND,
             self.model.lm_head.weight,
-            data.targets.at(source),
-            torch.from_numpy(weight) / total,
+            target,
+            share_N,
             divergence=part.divergence,
             temperature=data.temperature,
             compute=self.model.dtype,
         )
-        if not bool(torch.isfinite(loss.detach())):
+        whole = loss
+        if self.config.hidden:
+            projection_ED = self.model.get_parameter(hidden.WEIGHT)
+            apart = hidden.distance(hidden_ND, projection_ED, target, share_N)
+            whole = loss + self.config.hidden.weight * apart
+        if not bool(torch.isfinite(whole.detach())):
             learned = weight > 0
             raise self._diverged(step, part, hidden_RTD.detach(), place[learned], source[learned])
-        loss.backward()
+        whole.backward()
         self.shared.loss[self.rank] = loss.detach().double()
 
     def _diverged(
@@ -208,10 +220,22 @@ class Worker:
         set_rate(self.optimizers, rate(self.config, step))
         for optimizer in self.optimizers:
             optimizer.step()
-        for name, master in self.masters.items():
-            self.shared.weights.view(name).copy_(master)
+        self.publish(step + 1)
         for grad in self.added:
             grad.zero_()
+
+    def publish(self, step: int) -> None:
+        """Make the own parameters what this step computes with.
+
+        Raises:
+            StageError: one of them is no number, and has no build.
+        """
+        quantize = self.config.quantize if self.config.quantized(step) else None
+        for name, master in self.masters.items():
+            weights: Tensor = master
+            if quantize and name != hidden.WEIGHT:  # which is in no build
+                weights = stored(name, master, KINDS[quantize.format])
+            self.shared.weights.view(name).copy_(weights)
 
     def save(self, folder: Path) -> None:
         """Write this worker's share of a checkpoint."""
@@ -223,11 +247,10 @@ class Worker:
         torch.save(state, folder / f"worker-{self.rank}.pt")
 
     def restore(self, folder: Path) -> None:
-        """Read this worker's share of a checkpoint, and publish its weights."""
+        """Read this worker's share of a checkpoint; its weights are still to be published."""
         state = torch.load(folder / f"worker-{self.rank}.pt", weights_only=True)
         for name, value in state["masters"].items():
             self.masters[name].copy_(value)
-            self.shared.weights.view(name).copy_(value)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self.rollouts:

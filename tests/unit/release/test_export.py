@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_model
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, quants
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -24,6 +24,7 @@ from overproof.release.engine import DEFAULT_CONTEXT, Engine
 from overproof.release.export import RECEIPT, TOKENIZER, export
 from overproof.release.parity import Sample, choose, compare, read_tokenizer
 from overproof.release.targets import TARGETS, find, gguf
+from overproof.student.quantise import RELEASED, stored
 from overproof.trust.predicates import ParityReceipt
 
 F16_ONLY = ExportConfig(targets=("gguf-f16",))
@@ -32,7 +33,7 @@ Edit = dict[str, object]
 
 
 # A tiny random model in 8 bits is further away than a trained one, on some processors (0.022).
-LOOSE = ExportConfig(max_kl=0.05)
+LOOSE = ExportConfig(targets=tuple(TARGETS), max_kl=0.05, q4_0={"max_kl": 9.0, "min_agreement": 0})
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,12 @@ def test_export_writes_each_build_with_its_receipt(exported: Artifact) -> None:
 
 
 def test_receipts_grow_with_the_loss_of_precision(exported: Artifact) -> None:
-    f16, q8 = (exported.facts["receipts"][name] for name in ("gguf-f16", "gguf-q8_0"))
+    f16, q8, q4 = (exported.facts["receipts"][f"gguf-{name}"] for name in ("f16", "q8_0", "q4_0"))
     assert 0 <= f16["kl_nats_per_token"] < 1e-4
     assert f16["top1_agreement"] == 1.0
     assert f16["kl_nats_per_token"] < q8["kl_nats_per_token"] < LOOSE.max_kl
+    assert q8["kl_nats_per_token"] < q4["kl_nats_per_token"]
+    assert (q4["max_kl"], q4["min_agreement"]) == (9.0, 0)
     assert 0 < f16["mean_abs_delta_logprob"] < q8["mean_abs_delta_logprob"]
     assert f16["max_abs_delta_logprob"] < 0.1
 
@@ -72,6 +75,7 @@ def test_tensor_types_are_read_from_the_file(exported: Artifact) -> None:
     types = {n: exported.facts["receipts"][n]["tensor_types"] for n in TARGETS}
     # Three layers of seven matrices and two norms, the embedding, the last norm; tied output.
     assert types["gguf-q8_0"] == {"F32": 7, "Q8_0": 22}
+    assert types["gguf-q4_0"] == {"F32": 7, "Q4_0": 21, "Q8_0": 1}
     assert types["gguf-f16"] == {"F16": 22, "F32": 7}
 
 
@@ -304,3 +308,40 @@ def test_comparison_by_hand() -> None:
     assert found.max_abs_delta_logprob == pytest.approx(np.log(2))
     assert found.mean_abs_delta_logprob == pytest.approx(np.log(2) / 2)
     assert found.positions == 2
+
+
+def test_four_bits_are_those_that_training_computes_with(copied: Path) -> None:
+    """From fp32 weights: through the release and the file, or by `stored`, but for rows' order."""
+    masters = load_file(copied / "model.safetensors")
+    released = {name: values.to(RELEASED) for name, values in masters.items()}
+    save_file(released, copied / "model.safetensors", metadata={"format": "pt"})
+    gguf.Q4_0.write(copied, copied / "model.gguf")
+    tensors = {one.name: one for one in GGUFReader(copied / "model.gguf").tensors}
+    config = gguf.read_config(copied)
+    for target, name, _ in gguf._tensors(copied, config):
+        found = quants.dequantize(tensors[target].data, tensors[target].tensor_type)
+        wanted = stored(name, masters[name], "Q4_0").numpy()
+        if name.rsplit(".", 1)[0].endswith(gguf.ROTATED):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            wanted = gguf.permute(wanted, heads)
+        assert np.array_equal(found.reshape(wanted.shape), wanted), name
+    kinds = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
+    assert {kinds[f"blk.0.{part}.weight"] for part in ("attn_q", "ffn_down")} == {"Q4_0"}
+    embedding = "token_embd.weight"
+    assert kinds[embedding] == "Q8_0"
+
+
+def test_a_weight_that_is_no_number_is_refused(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StageError, match="not finite") as caught:
+        gguf.Q4_0.write(copied, copied / "model.gguf")
+    assert "layers.1.mlp.up_proj" in caught.value.render()
+
+
+def test_four_bits_have_a_bound_of_their_own(tiny_student: Artifact, tmp_path: Path) -> None:
+    tight = ExportConfig(targets=("gguf-q4_0",), max_kl=9.0, q4_0={"max_kl": 1e-6})
+    with pytest.raises(StageError, match="gguf-q4_0 is too far from the model") as caught:
+        export(tiny_student, tight, TEXTS[:1], store=tmp_path)
+    assert "export.q4_0.max_kl" in caught.value.render()

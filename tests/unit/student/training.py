@@ -10,15 +10,19 @@ import tiny_teacher as tiny
 import torch
 
 from overproof.core.config import TrainConfig
-from overproof.core.methods import OnPolicy
+from overproof.core.methods import Hidden, OnPolicy, Quantize
+from overproof.data.pack import Packed
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.rollouts import Judge
-from overproof.student.train import train
+from overproof.student.train import batches, train
 from overproof.student.vocabulary import Vocabulary, trim
-from overproof.teacher.kept import TopK
+from overproof.student.worker import Shared, Worker
+from overproof.teacher.cache import SignalCache, describe, shard_file, write_shard
+from overproof.teacher.kept import States, TopK
 from overproof.teacher.signals import shard_signals
 
 HEAD = (1, 7, 8, 9)
+ORIGIN = {"teacher": "the tiny one"}
 ROOM = 48
 
 
@@ -33,6 +37,17 @@ def data(folder: Path, count: int = 120, top_k: int = 8) -> TrainSet:
     return build_train_set(folder, HEAD, examples, vocabulary(), [signals.spread()])
 
 
+def states(folder: Path, count: int = 60) -> TrainSet:
+    """The same with the teacher's hidden states as targets."""
+    examples, model, kept = tiny.examples(count), tiny.model(), States()
+    cached = folder.with_name("states")
+    cached.mkdir()
+    write_shard(shard_file(cached, 0), kept, shard_signals(model, HEAD, examples, ROOM, kept))
+    describe(cached, kept, ORIGIN, model.lm_head.weight)
+    signals = SignalCache(cached, ORIGIN)
+    return build_train_set(folder, HEAD, examples, vocabulary(), signals)
+
+
 def config(**changes: object) -> TrainConfig:
     base = {"steps": 12, "sequences": 3, "sequence_length": ROOM, "learning_rate": 0.01}
     return TrainConfig(**(base | changes))
@@ -40,6 +55,24 @@ def config(**changes: object) -> TrainConfig:
 
 def student():
     return tiny.model(layers=2, seed=1)
+
+
+def alone(model, examples: Path, config: TrainConfig) -> Worker:
+    """Train in this process, as one worker does, in fp32; the model gets the weights."""
+    worker = Worker(0, 1, Shared(model, 1, torch.float32), config, TrainSet.map(examples))
+    worker.publish(0)
+    cached = batches(worker.data, config, 3)
+    for step in range(config.steps):
+        one_step(worker, next(cached), step)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(worker.masters[name])
+    return worker
+
+
+def one_step(worker: Worker, batch: Packed, step: int) -> None:
+    worker.gradients(worker.take(batch, None), step)
+    worker.gather()
+    worker.update(step)
 
 
 def judge(size: int = tiny.TOKENS, count: int = 30) -> Judge:
@@ -58,9 +91,14 @@ def judge(size: int = tiny.TOKENS, count: int = 30) -> Judge:
 def main(folder: Path, steps: int, whose: str) -> None:
     model = student()
     resumed = any((folder / "scratch").glob("step-*/progress.json"))
-    own = OnPolicy(warm_start=0.1, fraction=0.6, ahead=3) if whose == "own" else None
-    wanted = config(steps=steps, checkpoint_seconds=1, on_policy=own)
-    data(folder / "examples")
+    own = whose == "own"
+    more = {
+        "on_policy": OnPolicy(warm_start=0.1, fraction=0.6, ahead=3),
+        "hidden": Hidden(),
+        "quantize": Quantize(start=0.3),
+    }
+    wanted = config(steps=steps, checkpoint_seconds=1, **(more if own else {}))
+    (states if own else data)(folder / "examples")
     done = train(
         model,
         folder / "examples",

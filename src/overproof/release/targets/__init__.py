@@ -46,7 +46,7 @@ class Target(Protocol):
         """How many tensors of each number type the file holds, as read back from it."""
 
 
-TARGETS: dict[str, Target] = {target.name: target for target in (gguf.Q8_0, gguf.F16)}
+TARGETS: dict[str, Target] = {target.name: target for target in (gguf.Q8_0, gguf.Q4_0, gguf.F16)}
 
 
 def find(name: str) -> Target:

@@ -29,12 +29,11 @@ from gguf import (
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from overproof.core.blocks import BLOCK, LEVELS, Kind, kind_of
 from overproof.core.errors import StageError
 from overproof.release.targets import gguf_vocabulary
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-BLOCK = quants.GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0][0]  # values that share one scale
-MAX_F16 = 65504.0  # largest finite half-precision number, IEEE 754 binary16
 ROTARY = ("default", "linear", "llama3")
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
 Floats = NDArray[np.float32]
@@ -45,12 +44,12 @@ class Gguf:
     """One number type of GGUF.
 
     Attributes:
-        kind: type of the matrices; vectors stay fp32.
+        kind: type of the matrices, see `kind_of`; vectors stay fp32.
         file_type: what the header calls the file.
     """
 
     name: str
-    kind: GGMLQuantizationType
+    kind: Kind
     file_type: LlamaFileType
     file: str = "model.gguf"
 
@@ -86,29 +85,16 @@ class Gguf:
             gguf_vocabulary.add(writer, model, config)
             _add_sampling(writer, model)
             # 3.
-            for name, values in _tensors(model, config):
-                kind = self.kind_of(values)
-                data = quants.quantize(values, kind)
-                writer.add_tensor(name, data, raw_dtype=kind)
+            for target, name, values in _tensors(model, config):
+                kind = kind_of(self.kind, name, values.shape, _largest(name, values))
+                stored = GGMLQuantizationType[kind]
+                data = quants.quantize(_without_dust(values, kind), stored)
+                writer.add_tensor(target, data, raw_dtype=stored)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
         finally:
             writer.close()
-
-    def kind_of(self, values: Floats) -> GGMLQuantizationType:
-        """The type that a tensor is stored in.
-
-        Vectors (norms, biases, rotary factors) are small and sensitive: fp32. Rows that do not
-        fill whole blocks, and matrices beyond the range of fp16, cannot take the wanted type.
-        """
-        if values.ndim < 2:
-            return GGMLQuantizationType.F32
-        if self.kind is GGMLQuantizationType.Q8_0 and values.shape[-1] % BLOCK == 0:
-            return self.kind
-        if float(np.abs(values).max()) > MAX_F16:
-            return GGMLQuantizationType.F32
-        return GGMLQuantizationType.F16
 
     def tensor_types(self, path: Path) -> dict[str, int]:
         """Number of tensors of each type, as the file says.
@@ -119,8 +105,9 @@ class Gguf:
         return tensor_types(path)
 
 
-Q8_0 = Gguf("gguf-q8_0", GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0)
-F16 = Gguf("gguf-f16", GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16)
+Q8_0 = Gguf("gguf-q8_0", "Q8_0", LlamaFileType.MOSTLY_Q8_0)
+Q4_0 = Gguf("gguf-q4_0", "Q4_0", LlamaFileType.MOSTLY_Q4_0)
+F16 = Gguf("gguf-f16", "F16", LlamaFileType.MOSTLY_F16)
 
 
 def tensor_types(path: Path) -> dict[str, int]:
@@ -221,11 +208,42 @@ def _add_shape(writer: GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
 
 
-def _tensors(model: Path, config: Any) -> Iterator[tuple[str, Floats]]:
-    """Tensors under llama.cpp's names, sorted by the model's names, one in memory at a time."""
+def _largest(name: str, values: Floats) -> float:
+    """The largest absolute value of a tensor.
+
+    Raises:
+        StageError: a value is no finite number.
+    """
+    found = float(np.abs(values).max())
+    if not math.isfinite(found):
+        raise StageError(
+            "the model has a weight that is not finite",
+            details=[f"in {name}"],
+            hint="train again with a lower train.learning_rate",
+        )
+    return found
+
+
+def _without_dust(values: Floats, kind: Kind) -> Floats:
+    """Zeros for each block whose scale is nothing in fp16, which are read back in any case.
+
+    1 / scale can be infinite there, and the levels of the block are then undefined.
+    """
+    if kind not in LEVELS:
+        return values
+    blocks = values.reshape(-1, BLOCK)
+    scale = np.abs(blocks).max(-1, keepdims=True) / LEVELS[kind]
+    return np.where(scale.astype(np.float16) == 0, np.float32(0), blocks).reshape(values.shape)
+
+
+def _tensors(model: Path, config: Any) -> Iterator[tuple[str, str, Floats]]:
+    """Tensors, one in memory at a time: llama.cpp's name, the model's own, values.
+
+    They are sorted by the model's names.
+    """
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     if config.rope_parameters["rope_type"] == "llama3":
-        yield "rope_freqs.weight", llama3_factors(config)
+        yield "rope_freqs.weight", "rope_freqs", llama3_factors(config)
     for name, file in sorted(_where(model).items()):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue  # llama.cpp uses the embedding where there is no output matrix
@@ -238,7 +256,7 @@ def _tensors(model: Path, config: Any) -> Iterator[tuple[str, Floats]]:
         if name.rsplit(".", 1)[0].endswith(ROTATED):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             values = permute(values, heads)
-        yield target, values
+        yield target, name, values
 
 
 def permute(values: Floats, heads: int) -> Floats:
