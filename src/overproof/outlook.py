@@ -7,9 +7,7 @@ is an estimate and says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from overproof.policy import obligations
 from overproof.release.quality import demand_speed_target
 from overproof.release.words import duration
 from overproof.student import shape
+from overproof.student.dimensions import Dimensions
 from overproof.teacher import local, prompts
 from overproof.teacher.kept import kept_of
 
@@ -60,7 +59,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
     shape.demand_size(base, recipe.student)
     demand_speed_target(recipe.export)
     prompts.demand_sequence(1, recipe)  # of the prompts nothing is known yet
-    teacher, student = _sizes(config, base, recipe)
+    teacher = Dimensions.of(config)
+    student = Dimensions.of(base).cut(recipe.student)
     answer, examples = _answer_tokens(recipe), _examples(recipe)
     seconds = _seconds(recipe, teacher, student)
     trainers = min(device.cores(), recipe.train.sequences)
@@ -73,23 +73,29 @@ def plan(recipe: Recipe, path: Path) -> Json:
             split: str(recipes.find_data(file, path))
             for split, file in (("train", recipe.data.train), ("heldout", recipe.data.heldout))
         },
-        "teacher": {"name": resource.name, "sha256": resource.sha256, "parameters": teacher.all},
+        "teacher": {
+            "name": resource.name,
+            "sha256": resource.sha256,
+            "parameters": teacher.parameters,
+        },
         "terms": {
             "verdict": str(decision.verdict),
             "obligations": [one.id for one in decision.obligations],
             "warnings": list(decision.warnings),
         },
-        "student": {"name": demanded.name, "parameters": student.all},
+        "student": {"name": demanded.name, "parameters": student.parameters},
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
         "expected_total_seconds": round(sum(seconds.values())),
         "expected_memory_bytes": round(
-            14 * teacher.all
-            + 20 * student.all
+            14 * teacher.parameters
+            + 20 * student.parameters
             + PROCESS_BYTES * (device.cores() + 1)
             + example_bytes * (trainers + 1)
         ),
         # Signals, and what the student trains on: as much again or more.
-        "expected_disk_bytes": round(16 * student.all + 2 * teacher.all + 3 * signal_bytes),
+        "expected_disk_bytes": round(
+            16 * student.parameters + 2 * teacher.parameters + 3 * signal_bytes
+        ),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,
@@ -97,29 +103,6 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "products_per_second": matmul.rate(),
         },
     }
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Parameters of a model, norms left out; `used` leaves out a table that is only looked up."""
-
-    all: int
-    used: int
-
-
-def _sizes(teacher: Any, base: Any, recipe: Recipe) -> tuple[_Size, _Size]:
-    """Those of the teacher and of the student, which ties its head where its base does."""
-    student = recipe.student
-    found = []
-    for config, layers, mlp_width, vocabulary in (
-        (teacher, teacher.num_hidden_layers, None, teacher.vocab_size),
-        (base, student.layers or base.num_hidden_layers, student.mlp_width, student.vocabulary),
-    ):
-        tables = 1 if getattr(config, "tie_word_embeddings", True) else 2
-        stack = layers * _layer_parameters(config, mlp_width)
-        table = vocabulary * config.hidden_size
-        found.append(_Size(stack + tables * table, stack + table))
-    return found[0], found[1]
 
 
 def _answer_tokens(recipe: Recipe) -> float:
@@ -131,7 +114,7 @@ def _examples(recipe: Recipe) -> int:
     return recipe.sample.prompts * recipe.sample.answers
 
 
-def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]:
+def _seconds(recipe: Recipe, teacher: Dimensions, student: Dimensions) -> dict[str, float]:
     """Seconds of each kind of stage on this machine."""
     answer, examples, heldout = (
         _answer_tokens(recipe),
@@ -147,8 +130,9 @@ def _seconds(recipe: Recipe, teacher: _Size, student: _Size) -> dict[str, float]
         "train": float(arms * steps),
         "evaluate": heldout * answer,
     }
-    on_teacher, on_student = teacher.used / REFERENCE_TEACHER, student.used / REFERENCE_STUDENT
-    on_student_drawing = student.used / REFERENCE_TEACHER
+    on_teacher = teacher.read_weights / REFERENCE_TEACHER
+    on_student = student.read_weights / REFERENCE_STUDENT
+    on_student_drawing = student.read_weights / REFERENCE_TEACHER
     seconds = {}
     for name, count in tokens.items():
         # A training worker has at least one sequence of each step.
@@ -178,17 +162,6 @@ def tokens_per_second(stage: str, products_per_second: float) -> float:
     slowest = min(1.0, products_per_second / PRODUCTS[0])
     logs = np.interp(np.log(products_per_second), np.log(PRODUCTS), np.log(known))
     return float(np.exp(logs)) * slowest
-
-
-def _layer_parameters(config: object, mlp_width: int | None = None) -> int:
-    """Parameters of one decoder layer with gated MLP of that inner width, norms left out."""
-    hidden, inner = getattr(config, "hidden_size", 0), getattr(config, "intermediate_size", 0)
-    heads, groups = (
-        getattr(config, "num_attention_heads", 1),
-        getattr(config, "num_key_value_heads", 1),
-    )
-    width = getattr(config, "head_dim", None) or hidden // heads
-    return int(hidden * width * (2 * heads + 2 * groups) + 3 * hidden * (mlp_width or inner))
 
 
 def render(found: Json) -> str:

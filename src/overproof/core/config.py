@@ -105,6 +105,16 @@ class StudentConfig(Section):
     mlp_width: Positive | None = Field(
         None, description="inner width of each MLP, all by default; a multiple of 64 runs fastest"
     )
+    kv_heads: Positive | None = Field(
+        None,
+        description="groups of attention heads kept in each layer, each a key-value head with the "
+        "query heads that share it; all by default",
+    )
+    hidden: Positive | None = Field(
+        None,
+        description="channels of the hidden states kept, all by default; a multiple of 64 runs "
+        "fastest",
+    )
     vocabulary: Positive = Field(description="tokens kept, byte fallback included")
     importance: Literal["greedy-kl", "angular", "even"] = Field(
         "greedy-kl", description="how the layers to drop are chosen"

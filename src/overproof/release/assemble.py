@@ -176,9 +176,7 @@ def _evaluation(result: Json, initial: Artifact, recipe: Recipe) -> f.Evaluation
 
 
 def _sizes(initial: Artifact) -> f.Sizes:
-    facts = initial.facts
-    student = f.Size(facts["parameters"], len(facts["kept_layers"]), facts["vocabulary"])
-    return f.Sizes(f.Size(**facts["teacher"]), student)
+    return f.Sizes(*(f.Size(**initial.facts[who]) for who in ("teacher", "student")))
 
 
 def _training(parts: Parts, recipe: Recipe) -> f.Training:

@@ -105,11 +105,20 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a model."""
+    """The shape of a model; None for what is not known.
+
+    Attributes:
+        hidden: channels of its states. heads: of queries; kv_heads: of keys and values.
+        mlp_width: inner width of its MLPs.
+    """
 
     parameters: int
     layers: int | None = None
     vocabulary: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    mlp_width: int | None = None
 
 
 @dataclass(frozen=True)

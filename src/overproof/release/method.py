@@ -18,11 +18,20 @@ def sentences(
     """
     sample, train, student = recipe.sample, recipe.train, recipe.student
     wide = student.mlp_width
-    width = "all of its MLPs" if wide is None else f"MLPs of {wide:,} units"
+    widths = [
+        f"{number:,} {of}"
+        for number, of in (
+            (student.hidden, "channels of its states"),
+            (student.kv_heads, "groups of heads a layer"),
+            (wide, "units in each MLP"),
+        )
+        if number is not None
+    ]
+    narrow = "its full width" if not widths else ", ".join(widths)
     layers, every = len(initial["kept_layers"]), initial["base"]["layers"]
     repaired = (
         "; the layers that stay were refitted in closed form to bridge the gaps"
-        if layers < every or wide is not None
+        if layers < every or widths
         else ""
     )
     chosen = f"{layers} layers ({student.importance})" if layers < every else f"all {every} layers"
@@ -37,7 +46,7 @@ def sentences(
         f"at temperature {sample.temperature:g}, from its {sample.top_k} most likely tokens and "
         f"the likeliest {sample.top_p:.0%} of their mass, {sample.max_new_tokens} tokens at most. "
         f"{kept(recipe.signals)}",
-        f"The student is {base or 'the teacher'} with {chosen}, {width} "
+        f"The student is {base or 'the teacher'} with {chosen}, {narrow} "
         f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them{repaired}.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
         f"{train.sequence_length} tokens by {objective(recipe)}, with {train.optimizer} at a "

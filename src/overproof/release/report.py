@@ -104,6 +104,7 @@ def render(facts: ReportFacts) -> str:
             conclusion=conclude(facts),
             runs=runs(facts),
             dropped=dropped(facts),
+            shapes=shapes(facts),
             headline=headline(facts),
             claims=CLAIMS,
             levels=LEVELS,
@@ -113,6 +114,20 @@ def render(facts: ReportFacts) -> str:
         )
     )
     return page
+
+
+def shapes(facts: ReportFacts) -> list[tuple[str, int, int]]:
+    """Label, the teacher's and the student's of each number of their shapes that is known."""
+    teacher, student = facts.sizes.teacher, facts.sizes.student
+    rows = [
+        ("Layers", teacher.layers, student.layers),
+        ("Channels of the states", teacher.hidden, student.hidden),
+        ("Heads of queries", teacher.heads, student.heads),
+        ("Heads of keys and values", teacher.kv_heads, student.kv_heads),
+        ("Width of the MLPs", teacher.mlp_width, student.mlp_width),
+        ("Vocabulary, tokens", teacher.vocabulary, student.vocabulary),
+    ]
+    return [(label, big, small) for label, big, small in rows if big and small]
 
 
 def arms(facts: ReportFacts) -> list[tuple[str, str, Any]]:

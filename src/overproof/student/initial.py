@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
+from torch import Tensor  # noqa: E402
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
@@ -25,6 +26,7 @@ from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
 from overproof.student import importance, shape  # noqa: E402
+from overproof.student.dimensions import Dimensions  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: E402
 from overproof.teacher.answers import made_of, read  # noqa: E402
@@ -101,7 +103,7 @@ def make(
 
     1. Trim the vocabulary to the task.
     2. Choose the layers that stay.
-    3. Cut, and repair in closed form.
+    3. Cut, narrow, and repair in closed form.
 
     Args:
         examples, signals: the teacher's training answers and its distributions there.
@@ -128,30 +130,41 @@ def make(
     head = vocabulary.spell(prefix)
     texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
     batch = pack(head, texts, length)
+    narrowed = shape.narrow(student, half, kept, batch, vocabulary, config)
     with meter("repairing layers", len(kept), "layers") as progress:
-        errors = shape.repair(
-            student, half, kept, batch, vocabulary, progress.advance, config.mlp_width
-        )
+        errors = shape.repair(student, half, kept, batch, vocabulary, progress.advance, narrowed)
     facts = {
         "kept_layers": kept,
         "removals": [{"layer": one.layer, "kl_nats_per_token": one.kl} for one in removals],
+        "kept_channels": _listed(narrowed.channels),
+        "kept_groups": None if narrowed.groups is None else list(map(_listed, narrowed.groups)),
         "state_error_after_repair": errors,
         "vocabulary": vocabulary.size,
         "parameters": sum(p.numel() for p in student.parameters()),
-        "teacher": _size(teacher),
-        "base": _size(base),
+        "student": size(student),
+        "teacher": size(teacher.model),
+        "base": size(base.model),
     }
     return Initial(student, vocabulary, facts)
 
 
-def _size(model: Teacher) -> Json:
-    """What a report says of a model."""
-    config = model.model.config
+def size(model: Any) -> Json:
+    """What a report says of a model's size."""
+    found = Dimensions.of(model.config)
     return {
-        "parameters": model.parameters,
-        "layers": config.num_hidden_layers,
-        "vocabulary": config.vocab_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": found.layers,
+        "hidden": found.hidden,
+        "heads": found.heads,
+        "kv_heads": found.kv_heads,
+        "mlp_width": found.mlp_width,
+        "vocabulary": found.vocabulary,
     }
+
+
+def _listed(places: Tensor | None) -> list[int] | None:
+    """As JSON; None for all."""
+    return None if places is None else places.tolist()
 
 
 def initial(

@@ -4,18 +4,20 @@ The base is the teacher, unless the recipe names another model with the teacher'
 
 1. Which layers stay is measured (`importance`).
 2. The weights of the kept layers, and the rows of the kept tokens, are copied.
-3. The neurons of each MLP that carry least are dropped, down to the width asked for.
+3. Channels of the hidden states, groups of heads, and neurons of each MLP that carry least are
+   dropped, down to the numbers asked for (`width`).
 4. Each kept layer's down projection is refitted in closed form, so that its output meets the
    teacher's hidden state where the next kept layer takes over (least squares in the spirit of
    ReplaceMe, arXiv 2505.02819, on the existing matrix instead of an added one).
 
-Shape suffixes: R sequences, T tokens, P valid positions, D width, I inner width of the MLP.
+Shape suffixes: R sequences, T tokens, P valid positions, D width, I inputs of a projection.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from overproof.core import device
@@ -29,6 +31,7 @@ from torch import Tensor  # noqa: E402
 from overproof.core.config import StudentConfig  # noqa: E402
 from overproof.core.errors import StageError, UsageError  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
+from overproof.student import width  # noqa: E402
 from overproof.student.stack import USE, Stack, demand_decoder  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 
@@ -44,10 +47,11 @@ def demand_fit(base: Any, config: StudentConfig) -> None:
 
     Raises:
         StageError: the architecture has no plain stack of decoder layers.
-        UsageError: more layers or wider MLPs than it has.
+        UsageError: larger than it in some direction.
     """
     demand_decoder(base)
     demand_size(base.config, config)
+    width.demand_narrow(base, config)
 
 
 def demand_size(base: Any, config: StudentConfig) -> None:
@@ -57,11 +61,13 @@ def demand_size(base: Any, config: StudentConfig) -> None:
         base: a configuration of transformers.
 
     Raises:
-        UsageError: more layers or wider MLPs than it has.
+        UsageError: larger than it in some direction.
     """
     wanted = (
         ("layers", config.layers or 0, getattr(base, "num_hidden_layers", None)),
         ("mlp_width", config.mlp_width or 0, getattr(base, "intermediate_size", None)),
+        ("kv_heads", config.kv_heads or 0, getattr(base, "num_key_value_heads", None)),
+        ("hidden", config.hidden or 0, getattr(base, "hidden_size", None)),
     )
     wrong = [
         f"student.{name}: got {got}, the model that it is cut from has {most}"
@@ -129,6 +135,70 @@ def _demand_equal(
         )
 
 
+@dataclass(frozen=True)
+class Narrowed:
+    """What narrowing left of a student's width.
+
+    Attributes:
+        channels: of the hidden states, those of the base that stay; None: all.
+        groups: of each layer, the groups of heads that stay; None: all.
+        mlp_width: neurons that each MLP is to keep; None: all.
+    """
+
+    channels: Tensor | None = None
+    groups: tuple[Tensor, ...] | None = None
+    mlp_width: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Nothing is dropped."""
+        return self.channels is None and self.groups is None and self.mlp_width is None
+
+
+WHOLE = Narrowed()
+
+
+def narrow(
+    student: Any,
+    base: Any,
+    kept: Sequence[int],
+    batch: Packed,
+    vocabulary: Vocabulary,
+    config: StudentConfig,
+) -> Narrowed:
+    """Drop groups of heads and hidden channels of a student that was just cut.
+
+    Args:
+        base: in the type to run it in; see `cut` for the others.
+        batch: calibration text in the student's tokens.
+
+    Returns:
+        what was left, for `repair`, which narrows the MLPs.
+    """
+    whole = base.config
+    groups_wanted = config.kv_heads not in (None, whole.num_key_value_heads)
+    channels_wanted = config.hidden not in (None, whole.hidden_size)
+    mlp_width = config.mlp_width if config.mlp_width != whole.intermediate_size else None
+    if not (groups_wanted or channels_wanted):
+        return Narrowed(mlp_width=mlp_width)
+    carried = width.measure(base, batch, _teacher_ids(batch, vocabulary))
+    groups = channels = None
+    if groups_wanted:
+        scores_LG = carried.groups_LG[list(kept)]
+        groups = tuple(width.largest(row, int(config.kv_heads or 0)) for row in scores_LG)
+        width.drop_groups(student, groups)
+    if channels_wanted:
+        channels = width.largest(carried.channels_D, int(config.hidden or 0))
+        width.drop_channels(student, channels, width.norm_ratios(student, batch, channels))
+    return Narrowed(channels, groups, mlp_width)
+
+
+def _teacher_ids(batch: Packed, vocabulary: Vocabulary) -> Tensor:
+    """A batch in the student's tokens, in the teacher's; token 0 for a byte that it lacks."""
+    rows = torch.from_numpy(vocabulary.teacher_ids_V).clamp_min(0)
+    return rows[torch.from_numpy(batch.tokens_RT)]
+
+
 @torch.inference_mode()
 def repair(
     student: Any,
@@ -137,71 +207,67 @@ def repair(
     batch: Packed,
     vocabulary: Vocabulary,
     progress: Callable[[int], None],
-    width: int | None = None,
+    narrowed: Narrowed = WHOLE,
 ) -> list[float]:
-    """Narrow each MLP, and refit its down projection so that the states meet the base's.
+    """Narrow each MLP, and refit what writes to the states so that these meet the base's.
 
     For layer i the target is the base's state where kept layer i + 1 begins; what the
     student's own earlier layers got wrong is part of the problem that layer i solves. Layers
     before the first gap are left as they are, bit for bit: there is nothing to repair.
 
+    1. Where heads or channels were dropped, refit the attention's output to the base's state
+       between attention and MLP.
+    2. Narrow the MLP, and refit its output.
+
     Args:
         base: in the type to run it in; bf16 is exact enough for a target.
         batch: calibration text in the student's tokens.
         progress: called with 1 after each layer.
-        width: neurons that each MLP keeps; None for all.
 
     Returns:
         relative distance between the states after each layer.
     """
-    rows = torch.from_numpy(vocabulary.teacher_ids_V).clamp_min(0)
-    tokens = torch.from_numpy(batch.tokens_RT)
-    theirs = Stack(base, batch, rows[tokens])
+    theirs = Stack(base, batch, _teacher_ids(batch, vocabulary))
     ours = Stack(student, batch)
     valid = torch.from_numpy(batch.segments_RT >= 0)
+    every = torch.arange(base.config.hidden_size)
+    channels = every if narrowed.channels is None else narrowed.channels
+    attention = narrowed.channels is not None or narrowed.groups is not None
     target, state = theirs.embedded, ours.embedded
-    done, errors, whole = 0, [], width is None
+    done, errors, whole = 0, [], narrowed.whole
     for index, layer in enumerate(student.model.layers):
         stop = kept[index + 1] if index + 1 < len(kept) else len(base.model.layers)
+        # 1.
+        if attention:
+            target = theirs.through(target, range(done, kept[index]))
+            done = kept[index]
+            middle = theirs.middle(base.model.layers[done], target)[valid][:, channels].float()
+            inner, _ = _inner(layer, "self_attn.o_proj", ours, state)
+            _refit(layer.self_attn.o_proj, inner[valid], middle - state[valid], middle)
         target = theirs.through(target, range(done, stop))
         whole = whole and (kept[index], stop) == (index, index + 1)
         done = stop
-        inner, out = _inner(layer, ours, state)
+        # 2.
+        inner, out = _inner(layer, "mlp.down_proj", ours, state)
         before = out - layer.mlp.down_proj(inner)  # all that the layer does without its MLP
-        if width is not None:
-            inner = _narrow(layer.mlp, inner, valid, width)
-        wanted = target[valid].float()
+        if narrowed.mlp_width is not None:
+            inner = width.narrow_mlp(layer.mlp, inner, valid, narrowed.mlp_width)
+        wanted = target[valid][:, channels].float()
         if not whole:
             _refit(layer.mlp.down_proj, inner[valid], wanted - before[valid], wanted)
         state = before + layer.mlp.down_proj(inner)
         gap_P = (state[valid] - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         errors.append(float(gap_P.mean()))
         progress(1)
-    if width is not None:
-        student.config.intermediate_size = width
+    if narrowed.mlp_width is not None:
+        student.config.intermediate_size = narrowed.mlp_width
     return errors
 
 
-def _narrow(mlp: Any, inner_RTI: Tensor, valid: Tensor, width: int) -> Tensor:
-    """Keep the neurons that add most to the output: mean square activation times weight norm.
-
-    Returns:
-        the activations of the kept neurons.
-    """
-    energy_I = inner_RTI[valid].square().mean(0) * mlp.down_proj.weight.square().sum(0)
-    kept = energy_I.topk(width).indices.sort().values
-    for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
-        weight = getattr(mlp, name).weight.index_select(axis, kept).clone()
-        new = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        new.weight = torch.nn.Parameter(weight)
-        setattr(mlp, name, new)
-    return inner_RTI[..., kept]
-
-
-def _inner(layer: Any, stack: Stack, state_RTD: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the layer's down projection, and what leaves the layer."""
+def _inner(layer: Any, name: str, stack: Stack, state_RTD: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters one of the layer's projections, and what leaves the layer."""
     seen: list[Tensor] = []
-    handle = layer.mlp.down_proj.register_forward_pre_hook(
+    handle = layer.get_submodule(name).register_forward_pre_hook(
         lambda _module, arguments: seen.append(arguments[0])
     )
     out_RTD = stack.apply(layer, state_RTD)
@@ -209,15 +275,15 @@ def _inner(layer: Any, stack: Stack, state_RTD: Tensor) -> tuple[Tensor, Tensor]
     return seen[0], out_RTD
 
 
-def _refit(down: Any, inner_PI: Tensor, wanted_PD: Tensor, state_PD: Tensor) -> None:
-    """Ridge regression of what is missing on the MLP's activations, added to `down`.
+def _refit(writes: Any, inner_PI: Tensor, wanted_PD: Tensor, state_PD: Tensor) -> None:
+    """Ridge regression of what is missing on a projection's inputs, added to its weights.
 
     A few positions have states a hundred times longer than the rest; relative error counts.
     """
     scale_P1 = 1.0 / state_PD.norm(dim=-1, keepdim=True)
-    missing_PD = (wanted_PD - down(inner_PI)) * scale_P1
+    missing_PD = (wanted_PD - writes(inner_PI)) * scale_P1
     inner_PI = inner_PI * scale_P1
     gram_II = inner_PI.T @ inner_PI
     gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean())
     change_ID = torch.linalg.solve(gram_II, inner_PI.T @ missing_PD)
-    down.weight.add_(change_ID.T)
+    writes.weight.add_(change_ID.T)

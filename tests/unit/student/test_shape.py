@@ -182,7 +182,15 @@ def test_narrowing_keeps_the_neurons_that_matter(teacher, tmp_path) -> None:
     with torch.no_grad():  # every second neuron of the first MLP says nothing
         student.model.layers[0].mlp.down_proj.weight[:, 1::2] = 0.0
     gates = student.model.layers[0].mlp.gate_proj.weight[loud].clone()
-    shape.repair(student, teacher, kept, batch, vocabulary, lambda _: None, width=wide // 2)
+    shape.repair(
+        student,
+        teacher,
+        kept,
+        batch,
+        vocabulary,
+        lambda _: None,
+        narrowed=shape.Narrowed(mlp_width=wide // 2),
+    )
     assert torch.equal(student.model.layers[0].mlp.gate_proj.weight, gates)
     assert student.config.intermediate_size == wide // 2
     save_model(student, tmp_path)
