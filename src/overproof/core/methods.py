@@ -187,8 +187,7 @@ class Hidden(Section):
 
 
 class Quantize(Section):
-    """Learning with the weights that a build of few bits has, so that the build keeps what was
-    learned."""
+    """Computing, in the last steps, with the weights that a build of few bits will have."""
 
     format: Literal["q4_0", "q8_0"] = Field("q4_0", description="of the build, gguf-FORMAT")
     start: float = Field(
