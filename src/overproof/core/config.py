@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from overproof.core.endpoint import Endpoint, demand_given
 from overproof.core.errors import UsageError
 from overproof.core.methods import Divergence, ForwardKl, OnPolicy, Sampled, Signals
 from overproof.core.section import Fraction, Positive, Section
@@ -33,12 +34,20 @@ class TeacherConfig(Section):
     """The model to learn from."""
 
     model: str = Field(
-        description="builtin:NAME, a folder or .gguf file under the model's own name, or a hub name"
+        description="builtin:NAME, a folder or .gguf file under the model's own name, or a hub "
+        "name; with an endpoint: the name that it is asked for"
     )
     channel: Literal["weights", "api"] = Field(
         "weights", description="how the model is used, which its terms may depend on"
     )
     system: str | None = Field(None, description="system message put before every prompt")
+    endpoint: Endpoint | None = None
+
+    @model_validator(mode="after")
+    def _a_service_is_an_api(self) -> Self:
+        if self.endpoint and self.channel != "api":
+            raise ValueError("an endpoint needs channel: api; its terms are those of a service")
+        return self
 
 
 class SampleConfig(Section):
@@ -71,9 +80,14 @@ class SampleConfig(Section):
 
 
 class StudentConfig(Section):
-    """The shape of the flash model, cut from the teacher."""
+    """The shape of the flash model, cut from the teacher, or from a base of its own."""
 
     name: str = Field(description="name of the released model; terms may demand a prefix")
+    base: str | None = Field(
+        None,
+        description="with teacher.endpoint: the model here that it is cut from and whose tokens it "
+        "speaks, named as teacher.model names one",
+    )
     layers: Positive = Field(description="decoder layers kept, at most the teacher's")
     mlp_width: Positive | None = Field(
         None, description="inner width of each MLP, all by default; a multiple of 64 runs fastest"
@@ -169,6 +183,11 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
 
+    @property
+    def weights(self) -> str:
+        """The model here that the student is cut from: the teacher, or what stands in for it."""
+        return self.student.base or self.teacher.model
+
     @model_validator(mode="after")
     def _draws_give_forward_kl(self) -> Self:
         if isinstance(self.signals, Sampled) and not isinstance(self.train.divergence, ForwardKl):
@@ -177,6 +196,12 @@ class Recipe(Section):
                 f"`{self.train.divergence.kind}`: draws give its gradient in the mean, and no "
                 "other's; take signals.kind `exact` or `top-k`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_endpoint_gives_text(self) -> Self:
+        remote = self.teacher.endpoint is not None
+        demand_given(remote, self.student.base, self.signals, self.train)
         return self
 
 
