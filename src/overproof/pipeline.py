@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Artifact, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe
 from overproof.core.console import note
+from overproof.core.contract import BASE
 from overproof.core.disk import disk_errors, exclusive, replace_folder
+from overproof.core.methods import Text
 from overproof.core.section import Section
 
 device.prepare()
@@ -27,6 +29,7 @@ from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
 from overproof.student import arms, initial  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
+from overproof.teacher.remote import stage as remote  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
 STAGES = "stages"
@@ -91,37 +94,79 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
     load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe))
-    place, teacher = local.identify(recipe.teacher.model)
+    origins = find_origins(recipe)
+    weights = origins.weights
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
-    decision, plan, terms = ask_terms(recipe, place, teacher, store)
+    decision, plan, terms = ask_terms(recipe, origins, store)
 
-    samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
-    cached = signals.cache(load, samples, recipe, teacher, store)
-    start = initial.initial(load, samples, cached, recipe, teacher, store)
+    ask = remote.sample if origins.remote else answers.sample
+    samples = ask(load, train, heldout, weights, terms, recipe, store)
+    text_only = isinstance(recipe.signals, Text)
+    cached = None if text_only else signals.cache(load, samples, recipe, origins.teacher, store)
+    start = initial.initial(load, samples, cached, recipe, weights, store)
+    plain = own = None
+    if recipe.train.control:
+        plain = samples
+        if text_only:  # the student's own training; the control arm learns from its base's text
+            plain = own = answers.sample(
+                load, train, heldout, weights, terms, recipe, store, name="base-samples"
+            )
     load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
-    student = arms.student(load, start, samples, cached, recipe, teacher, store)
+    student = arms.student(load, start, samples, cached, recipe, weights, store)
     load.cache_clear()
-    control = arms.control(start, samples, recipe, store) if recipe.train.control else None
+    control = arms.control(start, plain, recipe, store) if plain else None
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
-    evaluation = quality.evaluation(load, samples, measured, recipe, teacher, store)
+    evaluation = quality.evaluation(load, samples, measured, recipe, weights, store)
     texts = quality.heldout_texts(samples, start)
     builds = export(student, recipe.export, texts, store=store, source=samples)
-    speed = quality.speed(load, builds, teacher, store)
+    speed = quality.speed(load, builds, weights, store)
 
     parts = Parts(
-        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, initial=start,
-        student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
+        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, own=own,
+        initial=start, student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
-        return publish(parts, recipe, decision, plan, teacher, out, signer)
+        return publish(parts, recipe, decision, plan, origins, out, signer)
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where a student's intelligence comes from.
+
+    Attributes:
+        place: of the weights here that it is cut from: a folder or file, from the root.
+        weights: what stands for them in a proof.
+        remote: the teacher behind an endpoint, if it has one; the weights then are a base.
+    """
+
+    place: Path
+    weights: Resource
+    remote: Resource | None = None
+
+    @property
+    def teacher(self) -> Resource:
+        """Who is learned from."""
+        return self.remote or self.weights
+
+
+def find_origins(recipe: Recipe) -> Origins:
+    """The teacher, and the model that the student is cut from, without loading or asking either.
+
+    Raises:
+        see `local.identify`.
+    """
+    place, weights = local.identify(recipe.weights)
+    if recipe.teacher.endpoint is None:
+        return Origins(place, weights)
+    return Origins(place, replace(weights, kind=BASE), remote.identify(recipe))
 
 
 def _load(recipe: Recipe) -> local.Teacher:
-    """The teacher; what cannot end well is refused before its first token."""
-    teacher = local.load(recipe.teacher.model)
+    """The teacher, or what stands in for one without weights; what cannot end well is refused."""
+    teacher = local.load(recipe.weights)
     initial.demand(teacher, recipe.student)
     quality.demand_speed_target(recipe.export)
     for target in recipe.export.targets:
@@ -141,27 +186,33 @@ def _certify(
 
 
 def ask_terms(
-    recipe: Recipe, place: Path, teacher: Resource, store: Path
+    recipe: Recipe, origins: Origins, store: Path
 ) -> tuple[gate.Decision, obligations.Plan, Artifact]:
     """Ask the gate, before the first token of the teacher; keep its verdict as an artifact.
 
     Raises:
         PolicyError: the terms forbid it; the message names the clause.
     """
-    decision, plan = obligations.permit(recipe, teacher, place)
+    decision, plan = obligations.permit(recipe, origins.weights, origins.place, origins.remote)
     for warning in decision.warnings:
         note(f"terms: {warning}")
     # The day is left out: a verdict that has not changed since yesterday is the same verdict.
-    verdict = {key: value for key, value in decision.to_json().items() if key != "on"}
+    verdicts = [
+        {key: value for key, value in one.items() if key != "on"} for one in decision.predicates()
+    ]
 
     def make(_: Work) -> Json:
-        return {"verdict": verdict["verdict"]}
+        return {"verdict": str(decision.verdict)}
+
+    inputs: dict[str, Input] = {"teacher": origins.teacher}
+    if origins.remote:
+        inputs["base"] = origins.weights
 
     terms = build(
         store,
         "terms",
-        inputs={"teacher": teacher},
-        config={"verdict": verdict},
+        inputs=inputs,
+        config={"verdicts": verdicts},
         make=make,
         layer="policy",
     )
@@ -173,7 +224,7 @@ def publish(
     recipe: Recipe,
     decision: gate.Decision,
     plan: obligations.Plan,
-    teacher: Resource,
+    origins: Origins,
     out: Path,
     signer: keys.PrivateKey,
 ) -> Path:
@@ -183,13 +234,13 @@ def publish(
         note(plan.message)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    predicates = _predicates(parts, decision, plan)
+    predicates = _predicates(parts, decision, plan, origins)
     proof = Proof(
         signer=signer.public.hint,
         statements=len(parts.chain) + len(predicates) + 1,
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
-    facts = assemble.collect(parts, recipe, decision, plan, teacher, proof)
+    facts = assemble.collect(parts, recipe, decision, plan, origins.weights, origins.remote, proof)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(
@@ -210,13 +261,17 @@ def signer_file(signer: keys.PrivateKey) -> str:
 
 
 def _predicates(
-    parts: Parts, decision: gate.Decision, plan: obligations.Plan
+    parts: Parts, decision: gate.Decision, plan: obligations.Plan, origins: Origins
 ) -> list[attest.Predicate]:
     met = [one.id for one in plan.obligations]
     found: list[attest.Predicate] = [
         ("certificate", part, dataset.certificate(part)) for part in (parts.train, parts.heldout)
     ]
     found += [("terms-verdict", parts.terms, one) for one in decision.predicates(met)]
+    if origins.remote is not None:
+        named = {"name": origins.remote.name, "sha256": origins.remote.sha256}
+        said = {"teacher": named, **parts.samples.facts["remote"]}
+        found.append(("remote-teacher", parts.samples, said))
     found.append(("evaluation", parts.evaluation, parts.evaluation.facts))
     found += [
         ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)

@@ -29,8 +29,7 @@ from overproof.core.check import Check, State  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import note  # noqa: E402
 from overproof.core.errors import OverproofError, StageError, UsageError  # noqa: E402
-from overproof.data import records  # noqa: E402
-from overproof.data.read import open_source  # noqa: E402
+from overproof.data.read import lone_prompts  # noqa: E402
 from overproof.policy import obligations  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, Divergence, divergence  # noqa: E402
@@ -116,24 +115,12 @@ def first_prompts(path: Path, recipe: Recipe) -> list[str]:
     """The first prompts of a data file.
 
     Raises:
-        UsageError: none of its first records is one.
+        UsageError: none of its records is one.
     """
-    found = list[str]()
-    lines = open_source(path, recipe.data.max_record_bytes).read()
-    for line in itertools.islice(lines, 100 * PROMPTS):
-        if isinstance(line.value, OverproofError):
-            continue
-        try:
-            prompt = records.lone_prompt(records.parse(line.value).messages)
-        except OverproofError:
-            continue  # certifying tells what is wrong with it
-        if prompt is not None:
-            found.append(prompt)
-        if len(found) == PROMPTS:
-            break
+    found = list(itertools.islice(lone_prompts(path, recipe.data.max_record_bytes), PROMPTS))
     if not found:
         raise UsageError(
-            f"{path} has no prompt among its first records",
+            f"{path} has no prompt among its records",
             hint=f"overproof certify {path} tells what is wrong with each",
         )
     return found

@@ -19,6 +19,7 @@ OWN_FIELDS = frozenset(
     logprobs top_logprobs
     """.split()  # noqa: SIM905 (a list that people can read)
 )
+LEAST_LOGPROBS = 2  # of one nobody can tell whether it is a distribution or the text
 MOST_LOGPROBS = 20  # OpenAI's limit of `top_logprobs`; other servers may have more
 
 
@@ -127,9 +128,7 @@ class Endpoint(Section):
     @property
     def known(self) -> dict[str, Any]:
         """What an answer depends on: the rest is how it is fetched and what it may cost."""
-        return self.model_dump(
-            mode="json", include={"url", "limit_field", "seed", "extra"}
-        )
+        return self.model_dump(mode="json", include={"url", "limit_field", "seed", "extra"})
 
 
 class Learning(Protocol):
@@ -171,9 +170,9 @@ def demand_given(remote: bool, base: str | None, signals: Signals, train: Learni
     if not isinstance(signals, TopK):
         raise ValueError(f"an endpoint gives no `{signals.kind}` signals: take `text` or `top-k`")
     given = (signals.prompts, signals.tail_draws, signals.temperature, signals.while_sampling)
-    if given != (False, 0, 1.0, True) or signals.top_k > MOST_LOGPROBS:
+    if given != (False, 0, 1.0, True) or not LEAST_LOGPROBS <= signals.top_k <= MOST_LOGPROBS:
         raise ValueError(
             "`top-k` signals of an endpoint are those of its answers, a tail's mass and no more: "
-            "prompts: false, tail_draws: 0, temperature: 1, while_sampling: true, and top_k at "
-            f"most {MOST_LOGPROBS}"
+            "prompts: false, tail_draws: 0, temperature: 1, while_sampling: true, and top_k from "
+            f"{LEAST_LOGPROBS} to {MOST_LOGPROBS}"
         )

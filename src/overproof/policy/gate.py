@@ -31,11 +31,13 @@ class Teacher:
 
     Attributes:
         name: as the user calls it, a path from the root; the terms are found by it.
-        sha256: digest of its weights, 64 hex digits; None for a service.
+        sha256: digest of its weights, 64 hex digits; of a service, of what is asked where, if known.
+        channel: how it is used; None: as the decision says.
     """
 
     name: str
     sha256: str | None = None
+    channel: Channel | None = None
 
     @property
     def stated(self) -> str:
@@ -180,7 +182,7 @@ class Decision:
     def _predicate(self, ruling: Ruling, done: Collection[str]) -> Json:
         predicate: Json = {
             "teacher": {"name": ruling.teacher.stated, "sha256": ruling.teacher.sha256},
-            "channel": self.channel,
+            "channel": ruling.finding.channel,
             "use": self.use,
             "on": self.on.isoformat(),
             "verdict": str(ruling.verdict),
@@ -257,7 +259,8 @@ def decide(
     if use not in USES:
         raise UsageError(f"no use {use!r}", details=[f"known: {', '.join(USES)}"])
     rulings = [
-        _rule(teacher, lookup(teacher.name, channel, on, rows), approvals) for teacher in teachers
+        _rule(teacher, lookup(teacher.name, teacher.channel or channel, on, rows), approvals)
+        for teacher in teachers
     ]
     return Decision(channel, use, on, tuple(rulings))
 

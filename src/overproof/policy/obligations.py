@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from overproof.core.artifact import Resource
@@ -14,7 +14,7 @@ from overproof.core.contract import CARD, LICENCES, MIN_LICENCE_TEXT, NOTICE, li
 from overproof.core.errors import PolicyError, StageError, UsageError
 from overproof.policy import licences
 from overproof.policy.gate import Decision, Teacher, decide
-from overproof.policy.rows import Obligation
+from overproof.policy.rows import Channel, Obligation
 
 TEXTS = Path(__file__).with_name("data") / "licences"
 # Longest repository name on the Hugging Face hub, characters (huggingface_hub, validate_repo_id).
@@ -79,20 +79,32 @@ class Plan:
         return self
 
 
-def permit(recipe: Recipe, teacher: Resource, weights: Path) -> tuple[Decision, Plan]:
+def permit(
+    recipe: Recipe, weights: Resource, place: Path, remote: Resource | None = None
+) -> tuple[Decision, Plan]:
     """What must be settled before the teacher's first token: today's verdict, what it demands.
 
     Args:
-        weights: the teacher's folder or file, from the root; licence texts beside it are used.
+        weights: the model here that the student is cut from: the teacher, or its stand-in.
+        place: its folder or file, from the root; licence texts beside it are used.
+        remote: the teacher behind an endpoint, judged first, if there is one. On a server of one's
+            own the terms of the weights count that it serves.
 
     Raises:
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
         UsageError: the name is no file name.
     """
-    given = Teacher(str(weights) if teacher.is_here else teacher.name, teacher.sha256)
+    here = Teacher(str(place) if weights.is_here else weights.name, weights.sha256, "weights")
+    given = [here]
+    endpoint = recipe.teacher.endpoint
+    if remote is None or endpoint is None:
+        given = [replace(here, channel=recipe.teacher.channel)]
+    else:
+        served: Channel = "weights" if endpoint.operator == "own" else "api"
+        given.insert(0, Teacher(remote.name, remote.sha256, served))
     today = dt.datetime.now(dt.UTC).date()
-    decision = decide([given], channel=recipe.teacher.channel, on=today).require()
-    beside = texts_beside(weights, decision.obligations)
+    decision = decide(given, channel=recipe.teacher.channel, on=today).require()
+    beside = texts_beside(place, decision.obligations)
     plan = carry_out(decision, recipe.student.name, beside)
     return decision, plan.require()
 

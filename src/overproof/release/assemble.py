@@ -25,6 +25,9 @@ from overproof.release.quality import result_of
 from overproof.release.report import write_report
 from overproof.release.tally import BY_POSITION, DIFFERENCES
 from overproof.teacher import local
+from overproof.teacher.remote.ledger import Spent
+from overproof.teacher.remote.purse import in_words
+from overproof.teacher.remote.stage import endpoint_of
 
 # What the measurement's figure at a dropped layer is, by the rule that chose.
 SCORES = {
@@ -42,7 +45,8 @@ class Parts:
     heldout: Artifact
     terms: Artifact
     samples: Artifact
-    signals: Artifact
+    signals: Artifact | None
+    own: Artifact | None  # the base's own answers, which a control arm learns from
     initial: Artifact
     student: Artifact
     control: Artifact | None
@@ -86,25 +90,31 @@ def collect(
     recipe: Recipe,
     decision: Decision,
     plan: Plan,
-    teacher: Resource,
+    weights: Resource,
+    remote: Resource | None,
     proof: f.Proof,
 ) -> f.ReportFacts:
-    """Everything the report shows, from the stages' manifests."""
+    """Everything the report shows, from the stages' manifests.
+
+    Args:
+        weights: the model here that the student was cut from. remote: a teacher that is not here.
+    """
     result, samples = result_of(parts.evaluation), parts.samples.facts
     speed = _measured(parts.speed)
+    here = _here(weights, recipe, decision)
     return f.ReportFacts(
         name=plan.name,
         system=recipe.teacher.system,
         overproof=__version__,
-        teacher_model=_teacher(teacher, recipe, decision),
-        teacher=_arm(result["teacher"]),
+        teacher_model=_remote(remote, parts.samples, recipe) if remote else here,
+        teacher=_arm(result.get("teacher", {})),
         student=_arm(result["student"]),
         untrained=_arm(result["untrained"]),
         control=_arm(result["control"]) if "control" in result else None,
         differences={name: _arm(numbers) for name, numbers in result[DIFFERENCES].items()},
         evaluation=_evaluation(result, parts.initial, recipe),
-        speed=f.Speeds(*(_speed(speed[who]) for who in ("teacher", "student"))),
-        sizes=_sizes(parts.initial),
+        speed=_speeds(speed),
+        sizes=_sizes(parts.initial, remote is not None),
         training=_training(parts, recipe),
         importance=_importance(parts.initial, recipe),
         method=method.sentences(recipe, parts.samples.facts, parts.initial.facts),
@@ -118,14 +128,17 @@ def collect(
         receipts=tuple(_receipt(one) for one in parts.export.facts["receipts"].values()),
         dataset=_dataset(parts.train, recipe.data.train, samples["prompts"]),
         heldout=_dataset(parts.heldout, recipe.data.heldout, samples["heldout_prompts"]),
-        terms=_terms(decision, plan),
+        terms=_terms(decision, plan, 0),
         proof=proof,
         stages=tuple(
             f.Stage(part.path.name, part.manifest["times"]["seconds"], part.sha256)
             for part in parts.chain
         ),
         machine=speed["machine"],
-        recipe=recipe_without_folders(recipe, teacher),
+        recipe=recipe_without_folders(recipe, weights),
+        base_model=here if remote else None,
+        base_terms=_terms(decision, plan, 1) if remote else None,
+        text_only=parts.signals is None,
         elsewhere=elsewhere(
             speed["machine"],
             {
@@ -137,18 +150,27 @@ def collect(
     )
 
 
-def _teacher(teacher: Resource, recipe: Recipe, decision: Decision) -> f.TeacherModel:
+def _here(weights: Resource, recipe: Recipe, decision: Decision) -> f.TeacherModel:
     return f.TeacherModel(
-        match.display(teacher.name),
-        teacher.uri,
-        teacher.sha256,
+        match.display(weights.name),
+        weights.uri,
+        weights.sha256,
         teacher_licence(decision),
-        local.hub_name(recipe.teacher.model),
+        local.hub_name(recipe.weights),
     )
 
 
+def _remote(teacher: Resource, samples: Artifact, recipe: Recipe) -> f.TeacherModel:
+    """What the service said of itself; of its weights nothing is known."""
+    said, endpoint = samples.facts["remote"], endpoint_of(recipe)
+    spent = in_words(Spent(**_measured(samples)["spent"]), endpoint.price)
+    names = ("answered", "fingerprints", "operator", "first", "last", "left_out")
+    known = f.Remote(**{name: said[name] for name in names}, spent=spent)
+    return f.TeacherModel(match.display(teacher.name), teacher.uri, None, remote=known)
+
+
 def _evaluation(result: Json, initial: Artifact, recipe: Recipe) -> f.Evaluation:
-    top_k = recipe.sample.top_k
+    top_k, here = recipe.sample.top_k, recipe.teacher.endpoint is None
     return f.Evaluation(
         result["prompts"],
         result["tokens"],
@@ -157,23 +179,26 @@ def _evaluation(result: Json, initial: Artifact, recipe: Recipe) -> f.Evaluation
         result["products"],
         recipe.sample.temperature,
         recipe.sample.top_p,
-        top_k if top_k < initial.facts["teacher"]["vocabulary"] else None,
+        top_k if here and top_k < initial.facts["teacher"]["vocabulary"] else None,
     )
 
 
-def _sizes(initial: Artifact) -> f.Sizes:
+def _sizes(initial: Artifact, remote: bool) -> f.Sizes:
     facts = initial.facts
     student = f.Size(facts["parameters"], len(facts["kept_layers"]), facts["vocabulary"])
-    return f.Sizes(f.Size(**facts["teacher"]), student)
+    larger = f.Size(**facts["teacher"])
+    return f.Sizes(None, student, larger) if remote else f.Sizes(larger, student)
 
 
 def _training(parts: Parts, recipe: Recipe) -> f.Training:
+    text = "cross-entropy on the teacher's text"
+    objective = (
+        f"{method.divergence(recipe.train.divergence)} to the teacher's cached distributions"
+    )
+    control = "cross-entropy on the base's own text" if parts.own else text
     return f.Training(
-        _run(
-            parts.student,
-            f"{method.divergence(recipe.train.divergence)} to the teacher's cached distributions",
-        ),
-        _run(parts.control, "cross-entropy on the teacher's text") if parts.control else None,
+        _run(parts.student, objective if parts.signals else text),
+        _run(parts.control, control) if parts.control else None,
     )
 
 
@@ -192,20 +217,25 @@ def elsewhere(here: Machine, others: Mapping[str, Machine]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _terms(decision: Decision, plan: Plan) -> Json:
-    """The verdict as the report shows it: what is built in is named like any other teacher."""
-    found = decision.to_json([one.id for one in plan.obligations])
-    name, shown = found["teacher"]["name"], decision.deciding.display
+def _terms(decision: Decision, plan: Plan, which: int) -> Json:
+    """A verdict as the report shows it: what is built in is named like any other teacher."""
+    found = decision.predicates([one.id for one in plan.obligations])[which]
+    name, shown = found["teacher"]["name"], decision.rulings[which].display
     found["teacher"] = {**found["teacher"], "name": shown}
     found["warnings"] = [line.replace(name, shown) for line in found["warnings"]]
     return found
 
 
-def recipe_without_folders(recipe: Recipe, teacher: Resource) -> Json:
-    """The recipe as run; of a path on the maker's machine its last part."""
+def recipe_without_folders(recipe: Recipe, weights: Resource) -> Json:
+    """The recipe as run; of a path on the maker's machine its last part.
+
+    Args:
+        weights: of the teacher, or of what stands in for one without any.
+    """
     found: Json = recipe.model_dump(mode="json")
-    if teacher.is_here:
-        found["teacher"]["model"] = teacher.name
+    if weights.is_here:
+        section, field = ("student", "base") if recipe.student.base else ("teacher", "model")
+        found[section][field] = weights.name
     for key in ("train", "heldout"):
         path = Path(found["data"][key])
         if path.is_absolute() or path.parts[:1] in (("~",), ("..",)):
@@ -256,6 +286,13 @@ def _speed(measured: Json) -> f.Speed:
         "q8_0",
         measured["threads"],
     )
+
+
+def _speeds(measured: Json) -> f.Speeds:
+    teacher, base = (
+        _speed(measured[who]) if who in measured else None for who in ("teacher", "base")
+    )
+    return f.Speeds(teacher, _speed(measured["student"]), base)
 
 
 def _run(artifact: Artifact, objective: str) -> f.Run:

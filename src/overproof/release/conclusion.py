@@ -72,6 +72,13 @@ METRICS = (
         higher_is_better=False,
     ),
     Metric(
+        "nats_per_byte",
+        "Cross-entropy",
+        "nats per byte of the teacher's answers",
+        "cross-entropy of the teacher's answers, nats per byte",
+        higher_is_better=False,
+    ),
+    Metric(
         "pass_at_1",
         "Problems solved",
         "by one answer (pass@1)",
@@ -210,6 +217,15 @@ HEADLINES: dict[Outcome, str] = {
 }
 
 
+# Without distributions the student learns as control arms do: its own learns from other text.
+OF_TEXT: dict[Outcome, str] = {
+    "helped": "Distillation helped, judged by {better}: learning from the teacher's answers brought "
+    "the student closer to them than equal training on its base's own answers.",
+    "hurt": "Distillation did not help, judged by {worse}: equal training on its base's own answers "
+    "brought the control arm closer to the teacher's.",
+}
+
+
 # The control arm can end below its start. To be ahead of it is then no gain.
 IN_VAIN = (
     "Not shown: the student is ahead of the control arm by {better}, but training did not bring it "
@@ -242,7 +258,7 @@ def conclude(facts: ReportFacts) -> Conclusion:
     since = outcome(_against(facts, "untrained", facts.untrained))
     sentences.append(TRAINING[since])
     result = outcome(against)
-    headline = HEADLINES[result]
+    headline = {**HEADLINES, **(OF_TEXT if facts.text_only else {})}[result]
     if result == "helped" and since in ("hurt", "not shown"):
         result, headline = "not shown", IN_VAIN
     better, worse = _names(against, "better"), _names(against, "worse")

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 Json = dict[str, Any]
 
@@ -35,12 +35,14 @@ class Arm:
         top1_agreement: share of positions where its most likely token is the teacher's, 0 to 1.
         perplexity: of the teacher's answers under this model.
         pass_at_1: share of held-out problems that one answer of it solves, 0 to 1.
+        nats_per_byte: cross-entropy of the teacher's answers, where only these are known of it.
     """
 
     kl_nats_per_token: Interval | None = None
     top1_agreement: Interval | None = None
     perplexity: Interval | None = None
     pass_at_1: Interval | None = None
+    nats_per_byte: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,20 @@ class Speed:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Teacher and student, in the same engine and type."""
+    """What the student was cut from, and the student, in the same engine and type.
 
-    teacher: Speed
+    Attributes:
+        teacher: None: it is not here, and `base` is the model that the student was cut from.
+    """
+
+    teacher: Speed | None
     student: Speed
+    base: Speed | None = None
+
+    @property
+    def larger(self) -> Speed:
+        """That of the model that the student was cut from."""
+        return _either(self.teacher, self.base)
 
 
 @dataclass(frozen=True)
@@ -112,10 +124,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Teacher and student. The control arm and the untrained student have the student's shape."""
+    """As `Speeds`. The control arm and the untrained student have the student's shape."""
 
-    teacher: Size
+    teacher: Size | None
     student: Size
+    base: Size | None = None
+
+    @property
+    def larger(self) -> Size:
+        """That of the model that the student was cut from."""
+        return _either(self.teacher, self.base)
 
 
 @dataclass(frozen=True)
@@ -227,21 +245,43 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class TeacherModel:
-    """The model that was learnt from.
+class Remote:
+    """What is known of a teacher behind an endpoint: its own word, and when it was given.
 
     Attributes:
-        uri: where its weights came from.
-        sha256: digest of its weights.
+        answered: the id in its answers, and how many came.
+        operator: `vendor` or `own`: whose server it is, as the recipe says.
+        first, last: when answers came, UTC.
+        spent: what asking took, in words.
+    """
+
+    answered: Mapping[str, int]
+    fingerprints: Mapping[str, int]
+    operator: str
+    first: str
+    last: str
+    left_out: int
+    spent: str
+
+
+@dataclass(frozen=True)
+class TeacherModel:
+    """A model that was learnt from, or that the student was cut from.
+
+    Attributes:
+        uri: where its weights came from, or where it was asked.
+        sha256: digest of its weights; None: nobody here has seen them.
         licence: SPDX expression, None where unknown.
         hub: its name on the Hugging Face hub, where it has one.
+        remote: of a teacher behind an endpoint.
     """
 
     name: str
     uri: str
-    sha256: str
+    sha256: str | None
     licence: str | None = None
     hub: str | None = None
+    remote: Remote | None = None
 
 
 @dataclass(frozen=True)
@@ -303,6 +343,9 @@ class ReportFacts:
             less the teacher in the problems solved, where they were measured.
         method: how the student was made, one string a paragraph.
         terms: the terms-verdict predicate.
+        base_model: what the student was cut from, where that is not the teacher; base_terms: its
+            terms-verdict predicate.
+        text_only: the student learned from the teacher's text, and from no distribution.
         machine: on which speed was measured: processor, cores, versions; label to value.
         limits: what the reader must not conclude, one sentence each.
         recipe: the recipe as run.
@@ -336,6 +379,23 @@ class ReportFacts:
     limits: tuple[str, ...] = ()
     recipe: Json = dataclasses.field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
+    base_model: TeacherModel | None = None
+    base_terms: Json | None = None
+    text_only: bool = False
+
+    @property
+    def larger(self) -> str:
+        """What the student was cut from, in a word."""
+        return "teacher" if self.base_model is None else "base"
+
+
+Thing = TypeVar("Thing")
+
+
+def _either(first: Thing | None, second: Thing | None) -> Thing:
+    found = first if first is not None else second
+    assert found is not None
+    return found
 
 
 def clean(text: str) -> str:

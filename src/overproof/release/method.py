@@ -14,8 +14,22 @@ def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
         drawn: facts of the stage `samples`. initial: facts of the stage `initial`.
     """
     sample, train, student = recipe.sample, recipe.train, recipe.student
+    remote = recipe.teacher.endpoint is not None
+    drawn_from = (
+        f"and top-p {sample.top_p:g}, as the service draws"
+        if remote
+        else f"from its {sample.top_k} most likely tokens and the likeliest {sample.top_p:.0%} of "
+        "their mass"
+    )
+    text_only = isinstance(recipe.signals, methods.Text)
+    learned = (
+        "cross-entropy on the teacher's text"
+        if text_only
+        else f"{divergence(train.divergence)} over the cached distributions"
+    )
     wide = student.mlp_width
-    width = "the teacher's MLPs" if wide is None else f"MLPs of {wide:,} units"
+    whose = "base" if remote else "teacher"
+    width = f"the {whose}'s MLPs" if wide is None else f"MLPs of {wide:,} units"
     where = (
         " It learned at every position of prompts and answers; a control arm learns at the "
         "answers' alone, for the prompts are not the teacher's text."
@@ -24,15 +38,14 @@ def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
     )
     return (
         f"The teacher gave {drawn['answers']:,} answers to {drawn['prompts']:,} certified prompts "
-        f"at temperature {sample.temperature:g}, from its {sample.top_k} most likely tokens and "
-        f"the likeliest {sample.top_p:.0%} of their mass, {sample.max_new_tokens} tokens at most. "
+        f"at temperature {sample.temperature:g}{' ' if remote else ', '}{drawn_from}, "
+        f"{sample.max_new_tokens} tokens at most. "
         f"{kept(recipe.signals)}",
-        f"The student is the teacher with {student.layers} layers ({student.importance}), {width} "
+        f"The student is {'its base' if remote else 'the teacher'} with {student.layers} layers ({student.importance}), {width} "
         f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them; the "
         "layers that stay were refitted in closed form to bridge the gaps.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
-        f"{train.sequence_length} tokens by {divergence(train.divergence)} over the cached "
-        f"distributions, with {train.optimizer} at a peak rate of {train.learning_rate:g}.{where}"
+        f"{train.sequence_length} tokens by {learned}, with {train.optimizer} at a peak rate of {train.learning_rate:g}.{where}"
         f"{own_text(train)}",
     )
 
@@ -68,6 +81,8 @@ def kept(signals: methods.Signals) -> str:
                 f"Its {top} most likely tokens at each position of {inside} were cached with "
                 f"their log-probabilities{at}, the mass of all others{tail}."
             )
+        case methods.Text():
+            return "Of its distributions nothing was kept."
         case methods.Exact():
             return (
                 f"Its last hidden states at each position of {inside} were cached, from which its "

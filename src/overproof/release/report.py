@@ -60,6 +60,15 @@ OF_THE_CONTROL_ARM = (
 )
 
 
+OF_A_REMOTE = (
+    "The teacher answered behind an endpoint. Which model that was is the service's own word: its "
+    "weights were not seen, and nobody can ask for the same answers again.",
+    "Its whole distributions are not known: cross-entropy is of its answers as they were drawn, and "
+    "KL, where it is given, is over its likeliest tokens and one class for all others, which is at "
+    "most the whole KL.",
+)
+
+
 def write_report(facts: ReportFacts, folder: Path) -> None:
     """Write `report.json` and `report.html`. Equal facts give equal bytes.
 
@@ -84,8 +93,9 @@ def to_json(facts: ReportFacts) -> Json:
 
 def all_limits(facts: ReportFacts) -> tuple[str, ...]:
     """The limits of every report, that of a control arm if there is one, and this report's own."""
-    control = () if facts.control is None else (OF_THE_CONTROL_ARM,)
-    return (*LIMITS, *control, *facts.limits)
+    control = () if facts.control is None or facts.text_only else (OF_THE_CONTROL_ARM,)
+    remote = () if facts.teacher_model.remote is None else OF_A_REMOTE
+    return (*LIMITS, *control, *remote, *facts.limits)
 
 
 def render(facts: ReportFacts) -> str:
@@ -122,7 +132,11 @@ def arms(facts: ReportFacts) -> list[tuple[str, str, Any]]:
         ("control", "Control arm", facts.control),
         ("untrained", "Untrained student", facts.untrained),
     ]
-    return [(key, label, arm) for key, label, arm in rows if arm is not None]
+    return [
+        (key, label, arm)
+        for key, label, arm in rows
+        if arm is not None and any(metric.of(arm) for metric in METRICS)
+    ]
 
 
 def metrics(facts: ReportFacts) -> list[Metric]:
@@ -149,23 +163,24 @@ def headline(facts: ReportFacts) -> list[tuple[str, str, str]]:
 
 def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
     sizes, speed = facts.sizes, facts.speed
-    big, small = sizes.teacher.parameters, sizes.student.parameters
+    whose = f"the {facts.larger}'s"
+    big, small = sizes.larger.parameters, sizes.student.parameters
     yield (
         "Parameters",
         words.parameters(small),
-        f"{words.part(small, big)} of the teacher's {words.parameters(big)}",
+        f"{words.part(small, big)} of {whose} {words.parameters(big)}",
     )
-    fast, slow = speed.student.decode_tokens_per_second, speed.teacher.decode_tokens_per_second
+    fast, slow = speed.student.decode_tokens_per_second, speed.larger.decode_tokens_per_second
     yield (
         "Decode speed",
         words.times(fast, slow),
-        f"the teacher's: {words.measured(fast)} against {words.measured(slow)} tokens per second",
+        f"{whose}: {words.measured(fast)} against {words.measured(slow)} tokens per second",
     )
-    small, big = speed.student.peak_memory_bytes, speed.teacher.peak_memory_bytes
+    small, big = speed.student.peak_memory_bytes, speed.larger.peak_memory_bytes
     yield (
         "Peak memory",
         words.size(small),
-        f"{words.part(small, big)} of the teacher's {words.size(big)}",
+        f"{words.part(small, big)} of {whose} {words.size(big)}",
     )
     found = facts.student.top1_agreement
     if found is not None:
@@ -174,6 +189,13 @@ def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
             "Agreement with the teacher",
             words.percent(found.value),
             f"of tokens, interval {low} to {high}",
+        )
+    elif (cross := facts.student.nats_per_byte) is not None:
+        low, high = words.measured(cross.low), words.measured(cross.high)
+        yield (
+            "Cross-entropy",
+            words.measured(cross.value),
+            f"nats per byte of the teacher's answers, interval {low} to {high}",
         )
 
 

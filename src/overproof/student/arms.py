@@ -32,7 +32,7 @@ def student(
     load: Callable[[], Teacher],
     start: Artifact,
     samples: Artifact,
-    signals: Artifact,
+    signals: Artifact | None,
     recipe: Recipe,
     resource: Resource,
     store: Path,
@@ -40,9 +40,12 @@ def student(
     """The stage `student`: the recipe's divergence from the cached signals.
 
     Args:
+        signals: None: it learns from the teacher's text alone.
         load: loads the teacher, called only if it has to judge what the student says.
     """
-    inputs: dict[str, Input] = {"initial": start, "samples": samples, "signals": signals}
+    inputs: dict[str, Input] = {"initial": start, "samples": samples}
+    if signals is not None:
+        inputs["signals"] = signals
     if recipe.train.on_policy:
         inputs["teacher"] = resource
     judging = load if recipe.train.on_policy else None

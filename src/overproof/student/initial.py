@@ -29,12 +29,13 @@ from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: 
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.kept import Spread, spread_temperature  # noqa: E402
+from overproof.teacher.kept import Spread, TopK, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
-from overproof.teacher.signals import answer_rows, target_mask  # noqa: E402
+from overproof.teacher.signals import answer_rows, shard_signals, target_mask  # noqa: E402
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
+OWN = TopK(96)  # kept of a base's own distributions while its layers are measured
 SHAPE = "shape.json"
 SINGLE = ("bos_token_id", "pad_token_id")  # of a configuration; ends may be several
 
@@ -69,6 +70,8 @@ def make(
     config: StudentConfig,
     length: int,
     temperature: float = 1.0,
+    *,
+    stand_in: bool = False,
 ) -> Initial:
     """Shape the student from the teacher.
 
@@ -80,6 +83,8 @@ def make(
         examples, signals: the teacher's training answers and its distributions there.
         length: tokens a packed sequence.
         temperature: of those distributions.
+        stand_in: the weights are not the teacher's: what a layer is worth is measured against
+            their own distributions.
     """
     # 1.
     mass = _mass(teacher, prefix, examples, signals)
@@ -88,9 +93,11 @@ def make(
     )
     # 2.
     half = teacher.half
-    calibration = _calibration(
-        prefix, examples, signals, config.calibration_tokens, length, temperature
-    )
+    tokens = config.calibration_tokens
+    if stand_in:
+        few = _few(examples, tokens)
+        signals = [shard_signals(half, prefix, few, length, OWN).spread(None)]
+    calibration = _calibration(prefix, examples, signals, tokens, length, temperature)
     trials = importance.trials(len(half.model.layers), config)
     with meter("measuring layers", trials, "layers") as progress:
         kept, removals = importance.choose_layers(half, config, calibration, progress)
@@ -122,12 +129,18 @@ def make(
 def initial(
     load: Callable[[], Teacher],
     samples: Artifact,
-    signals: Artifact,
+    signals: Artifact | None,
     recipe: Recipe,
     resource: Resource,
     store: Path,
 ) -> Artifact:
-    """The stage `initial`: the student before its first step."""
+    """The stage `initial`: the student before its first step.
+
+    Args:
+        signals: None: the teacher gave its text alone.
+        resource: the weights: the teacher's, or those that stand in for a teacher without any.
+    """
+    remote = recipe.teacher.endpoint is not None
 
     def make_it(work: Work) -> Json:
         teacher, answers = load(), read(samples)
@@ -136,19 +149,22 @@ def initial(
             teacher,
             answers.prefix,
             answers.train,
-            SignalCache(signals.path, made_of(samples, recipe), only),
+            SignalCache(signals.path, made_of(samples, recipe), only) if signals else (),
             recipe.student,
             recipe.train.sequence_length,
             spread_temperature(recipe.signals),
+            stand_in=remote,
         )
         save(made, teacher, work.folder)
         return made.facts
 
     config = {
-        "student": recipe.student.model_dump(exclude={"name"}),
+        "student": recipe.student.model_dump(exclude={"name", "base"}),
         "sequence_length": recipe.train.sequence_length,
     }
-    inputs: dict[str, Input] = {"teacher": resource, "samples": samples, "signals": signals}
+    inputs: dict[str, Input] = {"base" if remote else "teacher": resource, "samples": samples}
+    if signals is not None:
+        inputs["signals"] = signals
     return build(store, "initial", inputs=inputs, config=config, make=make_it, layer="student")
 
 

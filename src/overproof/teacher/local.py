@@ -206,7 +206,7 @@ def identify(name: str) -> tuple[Path, Resource]:
             f"no teacher {name!r}",
             details=[f"built in: {', '.join(BUILTIN_PREFIX + key for key in BUILTINS)}"],
             hint="give builtin:NAME, a model folder, a .gguf file, or OWNER/NAME on the hub; a "
-            "service cannot teach yet (`overproof terms` says whether it may)",
+            "service teaches through teacher.endpoint, see docs/remote.md",
         )
     return _from_hub(name)
 

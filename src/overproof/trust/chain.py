@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from overproof.core.contract import BASE, REMOTE
 from overproof.core.errors import TrustError
 from overproof.trust.predicates import Dependency
 from overproof.trust.proofs import Proofs
@@ -12,9 +13,10 @@ from overproof.trust.statement import Stage
 from overproof.trust.strict import shown
 
 SOURCE, DATASET = "source", "dataset"
-ENDS = (SOURCE, "teacher", "code")  # kinds of resources where the walk may end
+TEACHERS = ("teacher", REMOTE, BASE)  # kinds that a terms verdict must cover
+ENDS = (SOURCE, *TEACHERS, "code")  # kinds of resources where the walk may end
 MODEL, EXPORT = "model/", "export/"
-MODEL_KIND, EXPORT_KIND = "student", "export"
+MODEL_KIND, EXPORT_KIND, SAMPLES = "student", "export", "samples"
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Chain:
     builds: tuple[Stage, ...]
 
     def teachers(self) -> list[Dependency]:
-        """Every teacher met."""
-        return [end for end in self.ends if end.annotations.kind == "teacher"]
+        """Every teacher met, and every base that a student was cut from."""
+        return [end for end in self.ends if end.annotations.kind in TEACHERS]
 
     def datasets(self) -> list[Stage]:
         """Every dataset met."""

@@ -15,18 +15,20 @@ from overproof.core.contract import (
     MAX_EXPRESSION,
     MIN_LICENCE_TEXT,
     NOTICE,
+    REMOTE,
     USE,
     licence_file,
 )
 from overproof.core.digest import pretty, sha256_bytes
 from overproof.core.errors import TrustError
-from overproof.trust.chain import EXPORT, EXPORT_KIND, SOURCE, Chain, made, released
+from overproof.trust.chain import EXPORT, EXPORT_KIND, SAMPLES, SOURCE, Chain, made, released
 from overproof.trust.folder import Folder
 from overproof.trust.predicates import (
     Certificate,
     DatasetHead,
     Obligation,
     ParityReceipt,
+    RemoteTeacher,
     TermsVerdict,
 )
 from overproof.trust.proofs import Proofs, Signed
@@ -50,6 +52,7 @@ class Coverage:
         trusted: obligations that only the signer can vouch for.
         certificates: one for each dataset, with the dataset's name.
         parity: receipts of builds.
+        remotes: what is known of each teacher behind an endpoint.
     """
 
     verdicts: tuple[TermsVerdict, ...]
@@ -57,6 +60,7 @@ class Coverage:
     trusted: int
     certificates: tuple[tuple[str, Certificate], ...]
     parity: tuple[ParityReceipt, ...]
+    remotes: tuple[RemoteTeacher, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
     4. Each parity receipt is about an export stage and keeps its own bounds.
     5. For each file in `export/TARGET/`: the receipt of that target, about a stage that made it;
        and no receipt beside these.
+    6. For each teacher behind an endpoint: who answered, as the stage says that asked it.
 
     Raises:
         TrustError: a rule is broken; `details` name the file.
@@ -108,8 +113,15 @@ def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
     certificates = _check_datasets(proofs, chain)
     # 4. and 5.
     parity = _check_builds(proofs, chain)
+    # 6.
+    remotes = check_remotes(proofs, chain)
     return Coverage(
-        tuple(verdict for _, verdict in verdicts), rechecked, trusted, certificates, parity
+        tuple(verdict for _, verdict in verdicts),
+        rechecked,
+        trusted,
+        certificates,
+        parity,
+        remotes,
     )
 
 
@@ -322,6 +334,41 @@ def _check_builds(proofs: Proofs, chain: Chain) -> tuple[ParityReceipt, ...]:
             ),
         )
     return tuple(receipt for _, receipt in found)
+
+
+def check_remotes(proofs: Proofs, chain: Chain) -> tuple[RemoteTeacher, ...]:
+    """Check that each stage that asked a remote teacher has a statement that says who answered.
+
+    Raises:
+        TrustError: there is none, it says something else than the stage, or it is of no such stage.
+    """
+    asked = {
+        stage.sha256: (stage, end)
+        for stage in chain.stages
+        if stage.kind == SAMPLES
+        for end in stage.inputs
+        if end.annotations.kind == REMOTE
+    }
+    found = list(proofs.of(RemoteTeacher))
+    wrong = [
+        f"{item.file}: about sha256:{item.about}" for item, _ in found if item.about not in asked
+    ]
+    wrong += [
+        f"stage {shown(stage.name)!r} asked {shown(end.annotations.name)!r}, and no statement says "
+        "who answered"
+        for sha256, (stage, end) in asked.items()
+        if sha256 not in {item.about for item, _ in found}
+    ]
+    for item, said in found:
+        if item.about in asked:
+            stage, end = asked[item.about]
+            theirs = {"name": end.annotations.name, "sha256": end.digest.sha256}
+            stated = {"teacher": theirs, **stage.facts.get("remote", {})}
+            if item.statement.predicate != stated or end.uri != said.origin:
+                wrong.append(f"{item.file}: not what stage {shown(stage.name)!r} says")
+    if wrong:
+        raise TrustError("who answered as a remote teacher is not stated as it was", details=wrong)
+    return tuple(said for _, said in found)
 
 
 def check_parity(file: str, receipt: ParityReceipt) -> None:
