@@ -126,7 +126,8 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
 
     parts = Parts(
         heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, own=own,
-        initial=start, student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
+        initial=start, student=student, control=control, evaluation=evaluation, export=builds,
+        speed=speed,
     )  # fmt: skip
     with disk_errors(out):
         return publish(parts, recipe, decision, plan, origins, out, signer)

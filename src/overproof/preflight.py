@@ -5,7 +5,8 @@ drops the system message, answers that never end, a sampler that computes anothe
 the model, a loss of the wrong size. Each is a check with a remedy.
 
 1. Ask the terms gate: the checks draw tokens of the teacher.
-2. Look: render prompts, draw answers, read them back, take the loss.
+2. Look: render prompts, draw answers, read them back, take the loss; of a teacher behind an
+   endpoint the base of the student does so, and the endpoint is looked at by `remote_preflight`.
 3. Judge what was seen: a rule a check.
 """
 
@@ -24,6 +25,7 @@ device.prepare()
 
 import torch  # noqa: E402
 
+from overproof import remote_preflight  # noqa: E402
 from overproof.core import config as recipes  # noqa: E402
 from overproof.core.check import Check, State  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
@@ -38,6 +40,7 @@ from overproof.teacher import local  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.kept import TopK  # noqa: E402
 from overproof.teacher.prompts import shared_prefix  # noqa: E402
+from overproof.teacher.remote import stage as remote  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
 from overproof.teacher.sample import Sampler, places_for  # noqa: E402
 from overproof.teacher.signals import shard_signals  # noqa: E402
@@ -101,14 +104,16 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     path = recipes.find_recipe(name)
     recipe = recipes.load_recipe(path, overrides)
     # 1.
-    place, resource = local.identify(recipe.teacher.model)
-    obligations.permit(recipe, resource, place)
+    place, weights = local.identify(recipe.weights)
+    service = remote.identify(recipe) if recipe.teacher.endpoint else None
+    obligations.permit(recipe, weights, place, service)
     # 2. and 3.
     prompts = first_prompts(recipes.find_data(recipe.data.train, path), recipe)
     note(f"preflight: {len(prompts)} prompts of {recipe.data.train}")
-    teacher = local.load(recipe.teacher.model)
+    teacher = local.load(recipe.weights)
+    asked = remote_preflight.run(recipe, prompts[0], teacher) if service else ()
     fits = _attempt("student", lambda: initial.demand(teacher, recipe.student))
-    return (*judge(look(teacher, prompts, recipe)), fits)
+    return (*asked, *judge(look(teacher, prompts, recipe)), fits)
 
 
 def first_prompts(path: Path, recipe: Recipe) -> list[str]:

@@ -66,7 +66,7 @@ class Exact(_Signals):
 
 
 class Text(Section):
-    """Nothing but the text (sequence-level distillation): a teacher behind an endpoint gives that."""
+    """Nothing but the text, as sequence-level distillation has it: for teachers behind endpoints."""
 
     kind: Literal["text"]
 

@@ -31,7 +31,7 @@ class Teacher:
 
     Attributes:
         name: as the user calls it, a path from the root; the terms are found by it.
-        sha256: digest of its weights, 64 hex digits; of a service, of what is asked where, if known.
+        sha256: digest of its weights, 64 hex digits; of a service, that of its name and place.
         channel: how it is used; None: as the decision says.
     """
 

@@ -219,10 +219,10 @@ HEADLINES: dict[Outcome, str] = {
 
 # Without distributions the student learns as control arms do: its own learns from other text.
 OF_TEXT: dict[Outcome, str] = {
-    "helped": "Distillation helped, judged by {better}: learning from the teacher's answers brought "
-    "the student closer to them than equal training on its base's own answers.",
-    "hurt": "Distillation did not help, judged by {worse}: equal training on its base's own answers "
-    "brought the control arm closer to the teacher's.",
+    "helped": "Distillation helped, judged by {better}: learning from the teacher's answers "
+    "brought the student closer to them than equal training on its base's own answers.",
+    "hurt": "Distillation did not help, judged by {worse}: equal training on its base's own "
+    "answers brought the control arm closer to the teacher's.",
 }
 
 

@@ -139,8 +139,8 @@ def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
     respelled = [respell(example, measured.vocabulary) for example in group]
     for name, model in measured.models.items():
         # 2.
-        scores = scores(model, head, respelled, measured.length)
-        tallies[name] = _tally(scores, truth, measured.vocabulary, group, respelled)
+        found = scores(model, head, respelled, measured.length)
+        tallies[name] = _tally(found, truth, measured.vocabulary, group, respelled)
     return tallies
 
 
@@ -220,7 +220,7 @@ def targets(one: StudentExample) -> NDArray[np.bool_]:
 
 
 def _tally(
-    scores: Sequence[Tensor],
+    each: Sequence[Tensor],
     truth: _Truth,
     vocabulary: Vocabulary,
     group: Sequence[Example],
@@ -228,7 +228,7 @@ def _tally(
 ) -> Tally:
     tally = Tally()
     start = 0
-    for score_SV, example, one in zip(scores, group, respelled, strict=True):
+    for score_SV, example, one in zip(each, group, respelled, strict=True):
         where = np.flatnonzero(targets(one))
         first = torch.from_numpy(~np.array(one.spelled)[where])
         successor = torch.tensor([one.tokens[place + 1] for place in where])

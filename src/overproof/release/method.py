@@ -41,12 +41,12 @@ def sentences(recipe: Recipe, drawn: Json, initial: Json) -> tuple[str, ...]:
         f"at temperature {sample.temperature:g}{' ' if remote else ', '}{drawn_from}, "
         f"{sample.max_new_tokens} tokens at most. "
         f"{kept(recipe.signals)}",
-        f"The student is {'its base' if remote else 'the teacher'} with {student.layers} layers ({student.importance}), {width} "
+        f"The student is the {whose} with {student.layers} layers ({student.importance}), {width} "
         f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them; the "
         "layers that stay were refitted in closed form to bridge the gaps.",
         f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
-        f"{train.sequence_length} tokens by {learned}, with {train.optimizer} at a peak rate of {train.learning_rate:g}.{where}"
-        f"{own_text(train)}",
+        f"{train.sequence_length} tokens by {learned}, with {train.optimizer} at a peak rate of "
+        f"{train.learning_rate:g}.{where}{own_text(train)}",
     )
 
 

@@ -63,7 +63,7 @@ OF_THE_CONTROL_ARM = (
 OF_A_REMOTE = (
     "The teacher answered behind an endpoint. Which model that was is the service's own word: its "
     "weights were not seen, and nobody can ask for the same answers again.",
-    "Its whole distributions are not known: cross-entropy is of its answers as they were drawn, and "
+    "Its whole distributions are not known: cross-entropy is of its answers as they were drawn; "
     "KL, where it is given, is over its likeliest tokens and one class for all others, which is at "
     "most the whole KL.",
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from overproof.core.contract import BASE, REMOTE
+from overproof.core.contract import BASE
 from overproof.trust.chain import Chain
 from overproof.trust.coverage import Coverage
 from overproof.trust.predicates import (
@@ -23,6 +23,7 @@ from overproof.trust.predicates import (
 from overproof.trust.proofs import Proofs
 from overproof.trust.strict import shown
 
+KINDS = {"teacher": "teacher", BASE: "base"}  # of weights; a remote teacher has none to show
 Level = Literal["proved", "replayed", "attested", "unknown"]
 
 
@@ -81,12 +82,12 @@ def _model(chain: Chain, signed: Level) -> list[Claim]:
 def _teachers(chain: Chain, coverage: Coverage, signed: Level) -> list[Claim]:
     found = [
         Claim(
-            f"{'base' if end.annotations.kind == BASE else 'teacher'} {shown(end.annotations.name)}",
+            f"{KINDS[end.annotations.kind]} {shown(end.annotations.name)}",
             signed,
             f"sha256:{end.digest.sha256}",
         )
         for end in chain.teachers()
-        if end.annotations.kind != REMOTE
+        if end.annotations.kind in KINDS
     ]
     for remote in coverage.remotes:
         found += _remote(remote, signed)

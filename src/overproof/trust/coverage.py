@@ -15,13 +15,12 @@ from overproof.core.contract import (
     MAX_EXPRESSION,
     MIN_LICENCE_TEXT,
     NOTICE,
-    REMOTE,
     USE,
     licence_file,
 )
 from overproof.core.digest import pretty, sha256_bytes
 from overproof.core.errors import TrustError
-from overproof.trust.chain import EXPORT, EXPORT_KIND, SAMPLES, SOURCE, Chain, made, released
+from overproof.trust.chain import EXPORT, EXPORT_KIND, SOURCE, Chain, made, released
 from overproof.trust.folder import Folder
 from overproof.trust.predicates import (
     Certificate,
@@ -32,6 +31,7 @@ from overproof.trust.predicates import (
     TermsVerdict,
 )
 from overproof.trust.proofs import Proofs, Signed
+from overproof.trust.remote import check_remotes
 from overproof.trust.strict import SHA256_HEX, shown
 
 PERMITS = ("allow", "allow_with")
@@ -334,41 +334,6 @@ def _check_builds(proofs: Proofs, chain: Chain) -> tuple[ParityReceipt, ...]:
             ),
         )
     return tuple(receipt for _, receipt in found)
-
-
-def check_remotes(proofs: Proofs, chain: Chain) -> tuple[RemoteTeacher, ...]:
-    """Check that each stage that asked a remote teacher has a statement that says who answered.
-
-    Raises:
-        TrustError: there is none, it says something else than the stage, or it is of no such stage.
-    """
-    asked = {
-        stage.sha256: (stage, end)
-        for stage in chain.stages
-        if stage.kind == SAMPLES
-        for end in stage.inputs
-        if end.annotations.kind == REMOTE
-    }
-    found = list(proofs.of(RemoteTeacher))
-    wrong = [
-        f"{item.file}: about sha256:{item.about}" for item, _ in found if item.about not in asked
-    ]
-    wrong += [
-        f"stage {shown(stage.name)!r} asked {shown(end.annotations.name)!r}, and no statement says "
-        "who answered"
-        for sha256, (stage, end) in asked.items()
-        if sha256 not in {item.about for item, _ in found}
-    ]
-    for item, said in found:
-        if item.about in asked:
-            stage, end = asked[item.about]
-            theirs = {"name": end.annotations.name, "sha256": end.digest.sha256}
-            stated = {"teacher": theirs, **stage.facts.get("remote", {})}
-            if item.statement.predicate != stated or end.uri != said.origin:
-                wrong.append(f"{item.file}: not what stage {shown(stage.name)!r} says")
-    if wrong:
-        raise TrustError("who answered as a remote teacher is not stated as it was", details=wrong)
-    return tuple(said for _, said in found)
 
 
 def check_parity(file: str, receipt: ParityReceipt) -> None:

@@ -18,6 +18,7 @@ from overproof.teacher.remote.reply import Reply, Tokens
 from overproof.teacher.remote.retry import wait_seconds
 
 NOTHING = Tokens(0, 0)
+JITTER = random.SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Asker:
         identity: Identity,
         endpoint: Endpoint,
         meter: Meter,
-        uniform: Callable[[float, float], float] = random.SystemRandom().uniform,
+        uniform: Callable[[float, float], float] = JITTER.uniform,
     ) -> None:
         self.client, self.purse, self.identity = client, purse, identity
         self.endpoint, self.meter, self.uniform = endpoint, meter, uniform

@@ -292,7 +292,7 @@ def _demand_room(asked: Asked, heard: Heard, recipe: Recipe) -> None:
         raise UsageError(
             f"train.sequence_length is {room}, too short for the longest prompt and answer",
             details=[f"they take {longest} tokens of student.base"],
-            hint="raise train.sequence_length and run the same command again: nothing is asked anew",
+            hint="raise it and run the same command again: nothing is asked anew",
         )
 
 
