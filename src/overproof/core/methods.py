@@ -66,7 +66,7 @@ class Exact(_Signals):
 
 
 class Text(Section):
-    """Nothing but the text, as sequence-level distillation has it: for teachers behind endpoints."""
+    """Nothing but the text (sequence-level distillation): what an endpoint is sure to give."""
 
     kind: Literal["text"]
 

@@ -65,7 +65,11 @@ class Ledger:
         self._open: dict[int, tuple[Tokens, float]] = {}
         self._next = 0
         self._stream = path.open("a+b")
-        self._recover()
+        try:
+            self._recover()
+        except BaseException:
+            self._stream.close()
+            raise
 
     def __contains__(self, key: str) -> bool:
         """Whether a request was answered."""
@@ -105,6 +109,7 @@ class Ledger:
         if reply is not None:
             row["reply"] = reply.to_json()
         place = self._write(row)
+        os.fsync(self._stream.fileno())  # with the lines before it
         self._count(row, place)
 
     def close(self) -> None:
@@ -122,7 +127,6 @@ class Ledger:
         offset = self._stream.seek(0, os.SEEK_END)
         self._stream.write(line)
         self._stream.flush()
-        os.fsync(self._stream.fileno())
         return offset, len(line)
 
     def _count(self, row: dict[str, Any], place: tuple[int, int]) -> None:
@@ -134,15 +138,14 @@ class Ledger:
 
     def _recover(self) -> None:
         """Read what is whole; what was in flight when the last process died counts at its worst."""
-        end = self._stream.seek(0, os.SEEK_END)
         self._stream.seek(0)
         whole = 0
         while line := self._stream.readline():
+            if not line.endswith(b"\n"):
+                break  # cut off by a kill
             try:
                 self._read(json.loads(line), (whole, len(line)))
             except (ValueError, KeyError, TypeError) as error:
-                if whole + len(line) == end:
-                    break  # cut off by a kill
                 raise StageError(
                     f"{self.path} is damaged",
                     details=[f"at byte {whole:,}: {type(error).__name__}"],
