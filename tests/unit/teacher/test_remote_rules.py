@@ -23,7 +23,9 @@ from overproof.teacher.remote.reply import Reply, Tokens
 from overproof.teacher.remote.retry import FIRST_SECONDS, asked_seconds, is_passing, wait_seconds
 
 NOW = dt.datetime(2026, 11, 28, 12, 0, 0, tzinfo=dt.UTC)
-REPLY = Reply("Hi – 你好", "stop", "m", None, Tokens(5, 2), 0, [("48", [("48", -0.5), ("49", -2.0)])])
+REPLY = Reply(
+    "Hi – 你好", "stop", "m", None, Tokens(5, 2), 0, [("48", [("48", -0.5), ("49", -2.0)])]
+)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,9 @@ def test_currencies_are_not_mixed(tmp_path: Path) -> None:
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), max_size=20), st.integers(1, 400))
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), max_size=20), st.integers(1, 400)
+)
 def test_the_budget_is_never_exceeded(requests: list[tuple[int, int]], limit: int) -> None:
     """Each request is (worst, used at most that); several at once."""
 
