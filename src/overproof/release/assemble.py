@@ -70,7 +70,8 @@ def write(folder: Path, parts: Parts, facts: f.ReportFacts, plan: Plan) -> None:
     _copy(parts.student, folder / "model")
     _copy(parts.export, folder / "export")
     write_report(facts, folder)
-    licence = facts.teacher_model.licence or "other"
+    # All licences of weights that it derives from; those of a service license no weights.
+    licence = (facts.base_model or facts.teacher_model).licence or "other"
     write_card(facts, folder, licence=licence, card_lines=plan.card_lines)
     for name, text in plan.files.items():
         target = folder / name
@@ -128,7 +129,7 @@ def collect(
         receipts=tuple(_receipt(one) for one in parts.export.facts["receipts"].values()),
         dataset=_dataset(parts.train, recipe.data.train, samples["prompts"]),
         heldout=_dataset(parts.heldout, recipe.data.heldout, samples["heldout_prompts"]),
-        terms=_terms(decision, plan, 0),
+        terms=_terms(decision, plan),
         proof=proof,
         stages=tuple(
             f.Stage(part.path.name, part.manifest["times"]["seconds"], part.sha256)
@@ -217,7 +218,7 @@ def elsewhere(here: Machine, others: Mapping[str, Machine]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _terms(decision: Decision, plan: Plan, which: int) -> Json:
+def _terms(decision: Decision, plan: Plan, which: int = 0) -> Json:
     """A verdict as the report shows it: what is built in is named like any other teacher."""
     found = decision.predicates([one.id for one in plan.obligations])[which]
     name, shown = found["teacher"]["name"], decision.rulings[which].display
