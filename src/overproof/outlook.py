@@ -16,6 +16,9 @@ from overproof.core import config as recipes
 from overproof.core import device
 from overproof.core.artifact import Json
 from overproof.core.config import Recipe
+from overproof.core.endpoint import Budget
+from overproof.core.methods import Text
+from overproof.data import read
 from overproof.policy import obligations
 from overproof.release.quality import demand_speed_target
 from overproof.release.words import duration
@@ -23,6 +26,8 @@ from overproof.student import shape
 from overproof.student.dimensions import Dimensions
 from overproof.teacher import local, prompts
 from overproof.teacher.kept import kept_of
+from overproof.teacher.origins import find
+from overproof.teacher.remote import stage as remote
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
 # the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
@@ -51,11 +56,11 @@ def plan(recipe: Recipe, path: Path) -> Json:
             not fit a training sequence.
         PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
-    origins = local.origins(recipe)
-    (_, resource), *_ = origins
-    config = local.config_of(recipe.teacher.model)
-    decision, demanded = obligations.permit(recipe, origins)
-    base = local.config_of(recipe.student.base) if recipe.student.base else config
+    origins = find(recipe)
+    here, other = origins.here, origins.other
+    config = local.config_of(here.name)
+    decision, demanded = obligations.permit(recipe, origins.places)
+    base = local.config_of(other.name) if other else config
     shape.demand_size(base, recipe.student)
     demand_speed_target(recipe.export)
     prompts.demand_sequence(1, recipe)  # of the prompts nothing is known yet
@@ -66,18 +71,20 @@ def plan(recipe: Recipe, path: Path) -> Json:
     trainers = min(device.cores(), recipe.train.sequences)
     example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
     kept_tokens = examples * (answer + recipe.signals.prompts * PROMPT_TOKENS)
-    signal_bytes = kept_tokens * kept_of(recipe.signals).bytes_for(config.hidden_size)
+    signals = None if isinstance(recipe.signals, Text) else recipe.signals
+    signal_bytes = kept_tokens * kept_of(signals).bytes_for(config.hidden_size) if signals else 0.0
     return {
         "recipe": recipe.name,
         "data": {
             split: str(recipes.find_data(file, path))
             for split, file in (("train", recipe.data.train), ("heldout", recipe.data.heldout))
         },
-        "teacher": {
-            "name": resource.name,
-            "sha256": resource.sha256,
+        here.resource.kind: {
+            "name": here.resource.name,
+            "sha256": here.resource.sha256,
             "parameters": teacher.parameters,
         },
+        **({"remote": _remote(recipe, path)} if origins.remote else {}),
         "terms": {
             "verdict": str(decision.verdict),
             "obligations": [one.id for one in decision.obligations],
@@ -105,6 +112,41 @@ def plan(recipe: Recipe, path: Path) -> Json:
     }
 
 
+def _remote(recipe: Recipe, path: Path) -> Json:
+    """What asking the service takes at most: every prompt the longest, every answer too.
+
+    Raises:
+        UsageError: a data file does not exist.
+    """
+    endpoint = remote.endpoint_of(recipe)
+    splits = [
+        list(read.lone_prompts(recipes.find_data(file, path), recipe.data.max_record_bytes))
+        for file in (recipe.data.train, recipe.data.heldout)
+    ]
+    requests, worst = remote.worst_of(splits, recipe)
+    price, budget = endpoint.price, endpoint.budget
+    money = price.of(*worst) if price else None
+    return {
+        "name": recipe.teacher.model,
+        "url": endpoint.url,
+        "requests": requests,
+        "worst_prompt_tokens": worst.prompt,
+        "worst_answer_tokens": worst.answer,
+        "worst_money": money,
+        "currency": price.currency if price else None,
+        "budget": budget.model_dump() if budget else None,
+        "within_budget": _within(budget, worst.total, money),
+    }
+
+
+def _within(budget: Budget | None, tokens: int, money: float | None) -> bool | None:
+    """Whether the worst fits; None: there is no budget."""
+    if budget is None:
+        return None
+    fits_money = budget.money is None or (money is not None and money <= budget.money)
+    return fits_money and (budget.tokens is None or tokens <= budget.tokens)
+
+
 def _answer_tokens(recipe: Recipe) -> float:
     """Tokens of one answer."""
     return ANSWER_FRACTION * recipe.sample.max_new_tokens
@@ -124,9 +166,11 @@ def _seconds(recipe: Recipe, teacher: Dimensions, student: Dimensions) -> dict[s
     steps = recipe.train.steps * recipe.train.sequences * recipe.train.sequence_length
     arms = 2 if recipe.train.control else 1
     read = examples * (answer + PROMPT_TOKENS)
+    signals = recipe.signals
     tokens = {
-        "sample": (examples + heldout) * answer,
-        "signals": 0.0 if recipe.signals.while_sampling else read,
+        # How fast a service answers is not known.
+        "sample": 0.0 if recipe.teacher.endpoint else (examples + heldout) * answer,
+        "signals": 0.0 if isinstance(signals, Text) or signals.while_sampling else read,
         "train": float(arms * steps),
         "evaluate": heldout * answer,
     }
@@ -164,15 +208,35 @@ def tokens_per_second(stage: str, products_per_second: float) -> float:
     return float(np.exp(logs)) * slowest
 
 
+def _asking(found: Json) -> list[str]:
+    """The lines of a remote teacher."""
+    worst, answers = found["worst_prompt_tokens"], found["worst_answer_tokens"]
+    money = found["worst_money"]
+    cost = "" if money is None else f", {money:,.2f} {found['currency']}"
+    budget = {
+        None: "no budget",
+        True: "within the budget",
+        False: "beyond the budget: the run stops before it is exceeded",
+    }[found["within_budget"]]
+    return [
+        f"teacher     {found['name']} at {found['url']}",
+        f"at worst    {found['requests']:,} requests, {worst:,} tokens of prompts and {answers:,} "
+        f"of answers{cost}; retries aside",
+        f"            {budget}",
+    ]
+
+
 def render(found: Json) -> str:
     """The plan for people."""
     gib = 2**30
     whole = duration(60 * round(found["expected_total_seconds"] / 60)).removesuffix(" 0 s")
-    teacher, student = found["teacher"], found["student"]
+    weights = "base" if "base" in found else "teacher"
+    teacher, student = found[weights], found["student"]
     lines = [
         f"recipe      {found['recipe']}",
         *(f"{split:<12}{file}" for split, file in found["data"].items()),
-        f"teacher     {teacher['name']}, {teacher['parameters'] / 1e6:.0f}M parameters",
+        *(_asking(found["remote"]) if "remote" in found else ()),
+        f"{weights:<12}{teacher['name']}, {teacher['parameters'] / 1e6:.0f}M parameters",
         f"terms       {found['terms']['verdict']}"
         + "".join(f"\n            must: {one}" for one in found["terms"]["obligations"])
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),

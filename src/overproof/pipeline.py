@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Artifact, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe
 from overproof.core.console import note
+from overproof.core.contract import BASE, TEACHER
 from overproof.core.disk import disk_errors, exclusive, replace_folder
+from overproof.core.methods import Text
 from overproof.core.section import Section
 
 device.prepare()
@@ -28,6 +29,8 @@ from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
 from overproof.student import arms, initial  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
+from overproof.teacher.origins import Origins, find  # noqa: E402
+from overproof.teacher.remote import stage as remote  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
 STAGES = "stages"
@@ -91,40 +94,42 @@ def run(config: Config) -> Result:
 def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
-    origins = local.origins(recipe)
-    (_, teacher), *others = origins
-    base = _base(recipe, others[0][1]) if others else None
-    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, base))
+    origins = find(recipe)
+    teacher, here, base = origins.teacher.resource, origins.here.resource, _base(origins)
+    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, origins, base))
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
     decision, plan, terms = ask_terms(recipe, origins, store)
 
-    samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
-    cached = signals.cache(load, samples, recipe, teacher, store)
-    start = initial.initial(load, samples, cached, recipe, teacher, store, base)
+    draw = remote.sample if origins.remote else answers.sample
+    samples = draw(load, train, heldout, here, terms, recipe, store)
+    text = isinstance(recipe.signals, Text)  # of which nothing is kept
+    cached = None if text else signals.cache(load, samples, recipe, teacher, store)
+    start = initial.initial(load, samples, cached, recipe, here, store, base)
     load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
-    student = arms.student(load, start, samples, cached, recipe, teacher, store)
+    student = arms.student(load, start, samples, cached, recipe, here, store)
     load.cache_clear()
     control = arms.control(start, samples, recipe, store) if recipe.train.control else None
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
-    evaluation = quality.evaluation(load, samples, measured, recipe, teacher, store)
+    evaluation = quality.evaluation(load, samples, measured, recipe, here, store)
     texts = quality.heldout_texts(samples, start)
     builds = export(student, recipe.export, texts, store=store, source=samples)
-    speed = quality.speed(load, builds, teacher, store)
+    speed = quality.speed(load, builds, here, store)
 
     parts = Parts(
-        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, initial=start,
-        student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
+        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached,
+        initial=start, student=student, control=control, evaluation=evaluation, export=builds,
+        speed=speed,
     )  # fmt: skip
     with disk_errors(out):
-        return publish(parts, recipe, decision, plan, [one for _, one in origins], out, signer)
+        return publish(parts, recipe, decision, plan, origins, out, signer)
 
 
-def _load(recipe: Recipe, base: initial.Base | None) -> local.Teacher:
-    """The teacher; what cannot end well is refused before its first token."""
-    teacher = local.load(recipe.teacher.model)
+def _load(recipe: Recipe, origins: Origins, base: initial.Base | None) -> local.Teacher:
+    """The teacher, or the base in whose tokens it answers; what cannot end well is refused."""
+    teacher = local.load(origins.here.name)
     origin = base.load() if base else teacher
     initial.demand(teacher, origin, recipe.student)
     quality.demand_speed_target(recipe.export)
@@ -136,9 +141,10 @@ def _load(recipe: Recipe, base: initial.Base | None) -> local.Teacher:
     return teacher
 
 
-def _base(recipe: Recipe, resource: Resource) -> initial.Base:
-    """The model that the student is cut from, where it is not the teacher; loaded when needed."""
-    return initial.Base(resource, functools.partial(local.load_base, str(recipe.student.base)))
+def _base(origins: Origins) -> initial.Base | None:
+    """What the student is cut from, where `_load` loads another model; loaded when needed."""
+    one = origins.other
+    return initial.Base(one.resource, functools.partial(local.load_base, one.name)) if one else None
 
 
 def _certify(
@@ -151,14 +157,14 @@ def _certify(
 
 
 def ask_terms(
-    recipe: Recipe, origins: Sequence[tuple[Path, Resource]], store: Path
+    recipe: Recipe, origins: Origins, store: Path
 ) -> tuple[gate.Decision, obligations.Plan, Artifact]:
     """Ask the gate, before the first token of the teacher; keep its verdict as an artifact.
 
     Raises:
         PolicyError: the terms forbid it; the message names the clause.
     """
-    decision, plan = obligations.permit(recipe, origins)
+    decision, plan = obligations.permit(recipe, origins.places)
     for warning in decision.warnings:
         note(f"terms: {warning}")
     # The day is left out: a verdict that has not changed since yesterday is the same verdict.
@@ -169,10 +175,11 @@ def ask_terms(
     def make(_: Work) -> Json:
         return {"verdict": str(decision.verdict)}
 
+    resources = [one.resource for one in origins.each]
     terms = build(
         store,
         "terms",
-        inputs={one.kind: one for _, one in origins},
+        inputs=dict(zip((TEACHER, BASE), resources, strict=False)),
         config={"verdicts": verdicts},
         make=make,
         layer="policy",
@@ -185,7 +192,7 @@ def publish(
     recipe: Recipe,
     decision: gate.Decision,
     plan: obligations.Plan,
-    origins: Sequence[Resource],
+    origins: Origins,
     out: Path,
     signer: keys.PrivateKey,
 ) -> Path:
@@ -195,7 +202,7 @@ def publish(
         note(plan.message)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    predicates = _predicates(parts, decision, plan)
+    predicates = _predicates(parts, decision, plan, origins)
     proof = Proof(
         signer=signer.public.hint,
         statements=len(parts.chain) + len(predicates) + 1,
@@ -222,13 +229,17 @@ def signer_file(signer: keys.PrivateKey) -> str:
 
 
 def _predicates(
-    parts: Parts, decision: gate.Decision, plan: obligations.Plan
+    parts: Parts, decision: gate.Decision, plan: obligations.Plan, origins: Origins
 ) -> list[attest.Predicate]:
     met = [one.id for one in plan.obligations]
     found: list[attest.Predicate] = [
         ("certificate", part, dataset.certificate(part)) for part in (parts.train, parts.heldout)
     ]
     found += [("terms-verdict", parts.terms, one) for one in decision.predicates(met)]
+    if origins.remote is not None:
+        named = {"name": origins.remote.name, "sha256": origins.remote.sha256}
+        said = {"teacher": named, **parts.samples.facts["remote"]}
+        found.append(("remote-teacher", parts.samples, said))
     found.append(("evaluation", parts.evaluation, parts.evaluation.facts))
     found += [
         ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)

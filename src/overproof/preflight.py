@@ -5,7 +5,8 @@ drops the system message, answers that never end, a sampler that computes anothe
 the model, a loss of the wrong size. Each is a check with a remedy.
 
 1. Ask the terms gate: the checks draw tokens of the teacher.
-2. Look: render prompts, draw answers, read them back, take the loss.
+2. Look: render prompts, draw answers, read them back, take the loss; of a teacher behind an
+   endpoint the base of the student does so, and the endpoint is looked at by `remote_preflight`.
 3. Judge what was seen: a rule a check.
 """
 
@@ -24,13 +25,13 @@ device.prepare()
 
 import torch  # noqa: E402
 
+from overproof import remote_preflight  # noqa: E402
 from overproof.core import config as recipes  # noqa: E402
 from overproof.core.check import Check, State  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import note  # noqa: E402
 from overproof.core.errors import OverproofError, StageError, UsageError  # noqa: E402
-from overproof.data import records  # noqa: E402
-from overproof.data.read import open_source  # noqa: E402
+from overproof.data.read import lone_prompts  # noqa: E402
 from overproof.policy import obligations  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, Divergence, divergence  # noqa: E402
@@ -38,6 +39,7 @@ from overproof.student.losses import Dense, divergence_of  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.kept import TopK  # noqa: E402
+from overproof.teacher.origins import find  # noqa: E402
 from overproof.teacher.prompts import shared_prefix  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
 from overproof.teacher.sample import Sampler, places_for  # noqa: E402
@@ -102,39 +104,28 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     path = recipes.find_recipe(name)
     recipe = recipes.load_recipe(path, overrides)
     # 1.
-    origins = local.origins(recipe)
-    obligations.permit(recipe, origins)
+    origins = find(recipe)
+    obligations.permit(recipe, origins.places)
     # 2. and 3.
     prompts = first_prompts(recipes.find_data(recipe.data.train, path), recipe)
     note(f"preflight: {len(prompts)} prompts of {recipe.data.train}")
-    teacher = local.load(recipe.teacher.model)
-    base = local.load_base(str(recipe.student.base)) if len(origins) > 1 else teacher
+    teacher, other = local.load(origins.here.name), origins.other
+    base = local.load_base(other.name) if other else teacher
+    asked = remote_preflight.run(recipe, prompts[0], teacher) if origins.remote else ()
     fits = _attempt("student", lambda: initial.demand(teacher, base, recipe.student))
-    return (*judge(look(teacher, prompts, recipe)), fits)
+    return (*asked, *judge(look(teacher, prompts, recipe)), fits)
 
 
 def first_prompts(path: Path, recipe: Recipe) -> list[str]:
     """The first prompts of a data file.
 
     Raises:
-        UsageError: none of its first records is one.
+        UsageError: none of its records is one.
     """
-    found = list[str]()
-    lines = open_source(path, recipe.data.max_record_bytes).read()
-    for line in itertools.islice(lines, 100 * PROMPTS):
-        if isinstance(line.value, OverproofError):
-            continue
-        try:
-            prompt = records.lone_prompt(records.parse(line.value).messages)
-        except OverproofError:
-            continue  # certifying tells what is wrong with it
-        if prompt is not None:
-            found.append(prompt)
-        if len(found) == PROMPTS:
-            break
+    found = list(itertools.islice(lone_prompts(path, recipe.data.max_record_bytes), PROMPTS))
     if not found:
         raise UsageError(
-            f"{path} has no prompt among its first records",
+            f"{path} has no prompt among its records",
             hint=f"overproof certify {path} tells what is wrong with each",
         )
     return found

@@ -29,6 +29,7 @@ TOP = {
     "doctor",
     "machine",
     "preflight",
+    "remote_preflight",
     "matmul",
 }  # may import everything, and each other in one way
 # docs/adr/0001: the record tree is the one part of `trust` that makes something during a run.

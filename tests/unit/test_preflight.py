@@ -123,7 +123,7 @@ def test_the_first_prompts_of_a_file(tmp_path: Path) -> None:
     path.write_text("not JSON\n" + "".join(json.dumps(row) + "\n" for row in rows))
     assert first_prompts(path, recipe()) == [f"p{n}" for n in range(preflight.PROMPTS)]
     path.write_text('{"text": "no prompt"}\n')
-    with pytest.raises(UsageError, match="no prompt among its first records"):
+    with pytest.raises(UsageError, match="no prompt among its records"):
         first_prompts(path, recipe())
 
 

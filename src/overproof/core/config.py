@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from overproof.core.endpoint import Endpoint, demand_given
 from overproof.core.errors import UsageError
 from overproof.core.methods import (
     CrossEntropy,
@@ -22,6 +23,7 @@ from overproof.core.methods import (
     Quantize,
     Sampled,
     Signals,
+    Text,
 )
 from overproof.core.section import Fraction, Positive, Section
 
@@ -50,7 +52,8 @@ class TeacherConfig(Section):
     """The model to learn from."""
 
     model: str = Field(
-        description="builtin:NAME, a folder or .gguf file under the model's own name, or a hub name"
+        description="builtin:NAME, a folder or .gguf file under the model's own name, or a hub "
+        "name; with an endpoint: the name that it is asked for"
     )
     channel: Literal["weights", "api"] = Field(
         "weights", description="how the model is used, which its terms may depend on"
@@ -61,6 +64,13 @@ class TeacherConfig(Section):
         description="few-shot: turns shown to the teacher before every prompt, and not to the "
         "student, which learns to do without them",
     )
+    endpoint: Endpoint | None = None
+
+    @model_validator(mode="after")
+    def _a_service_is_an_api(self) -> Self:
+        if self.endpoint and self.channel != "api":
+            raise ValueError("an endpoint needs channel: api; its terms are those of a service")
+        return self
 
 
 class SampleConfig(Section):
@@ -99,7 +109,8 @@ class StudentConfig(Section):
     base: str | None = Field(
         None,
         description="model that the student is cut from, named as a teacher is, with the teacher's "
-        "tokens; the teacher by default. With all its layers kept it is the student itself",
+        "tokens; the teacher by default, required with teacher.endpoint. With all its layers kept "
+        "it is the student itself",
     )
     layers: Positive | None = Field(None, description="decoder layers kept, all by default")
     mlp_width: Positive | None = Field(
@@ -264,6 +275,21 @@ class Recipe(Section):
                 f"`{given.kind}`: draws give its gradient in the mean, and no other's; take "
                 "signals.kind `exact` or `top-k`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _text_is_learned_as_text(self) -> Self:
+        if isinstance(self.signals, Text) and not self.by_text:
+            raise ValueError(
+                "signals.kind `text` keeps none of the teacher's distributions: set "
+                f"train.divergence.kind `cross-entropy`, got `{self.train.divergence.kind}`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_endpoint_gives_text(self) -> Self:
+        if self.teacher.endpoint is not None:
+            demand_given(self.student.base, self.signals, self.train.on_policy)
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,9 @@ from __future__ import annotations
 # The one use that is judged: train a student on the teacher's outputs, logits or weights and
 # release it. It is the strictest common use, so a private experiment is judged no laxer.
 USE = "train-released-student"
+# Kinds of inputs that must be permitted: a teacher; one behind an endpoint, a name at a place with
+# no weights to hash; and a model that the student is cut from, where that is another one.
+TEACHER, REMOTE, BASE = ORIGINS = ("teacher", "remote-teacher", "base")
 NOTICE = "proof/NOTICE"
 CARD = "README.md"
 LICENCES = "proof/licences"  # folder of the licences' texts, each `ID.txt`

@@ -65,7 +65,24 @@ class Exact(_Signals):
     kind: Literal["exact"]
 
 
-Signals = Annotated[Sampled | TopK | Exact, Field(discriminator="kind")]
+class Text(Section):
+    """Nothing but the text (sequence-level distillation): what an endpoint is sure to give."""
+
+    kind: Literal["text"]
+
+    @property
+    def prompts(self) -> bool:
+        """The prompts are not the teacher's text."""
+        return False
+
+    @property
+    def temperature(self) -> float:
+        """Of a distribution on one token."""
+        return 1.0
+
+
+Cached = Sampled | TopK | Exact
+Signals = Annotated[Cached | Text, Field(discriminator="kind")]
 
 
 class ForwardKl(Section):

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from overproof.core.errors import StageError, UsageError
+from overproof.core.errors import OverproofError, StageError, UsageError
 from overproof.data import parquet
 from overproof.data.lines import KEPT_BYTES, Line, Raw, Source
-from overproof.data.records import RecordError, kind_of
+from overproof.data.records import RecordError, kind_of, lone_prompt, parse
 
 CHUNK_BYTES = 1 << 20  # read size while an over-long line is skipped
 MAX_DEPTH = 32  # levels of nesting in a record; a conversation needs three
@@ -61,6 +61,23 @@ def open_source(path: Path, max_line_bytes: int) -> Source:
     if path.suffix == ".parquet":
         raise UsageError(f"{path} is no Parquet file", details=[f"it begins with {head!r}"])
     return JsonLines(path, max_line_bytes)
+
+
+def lone_prompts(path: Path, max_line_bytes: int) -> Iterator[str]:
+    """The prompt of every record that is one and can be read; certifying tells what the others are.
+
+    Raises:
+        see `open_source`.
+    """
+    for line in open_source(path, max_line_bytes).read():
+        if isinstance(line.value, OverproofError):
+            continue
+        try:
+            prompt = lone_prompt(parse(line.value).messages)
+        except OverproofError:
+            continue
+        if prompt is not None:
+            yield prompt
 
 
 @dataclass(frozen=True)

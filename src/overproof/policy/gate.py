@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from overproof.core.contract import USE
+from overproof.core.contract import BASE, USE
 from overproof.core.errors import PolicyError, StageError, TrustError, UsageError
 from overproof.core.section import Section
 from overproof.policy import match
@@ -31,7 +31,7 @@ class Teacher:
 
     Attributes:
         name: as the user calls it, a path from the root; the terms are found by it.
-        sha256: digest of its weights, 64 hex digits; None for a service.
+        sha256: digest of its weights, 64 hex digits; of a service, that of its name and place.
         kind: `base`: the student has its weights, whatever channel the teacher is used through.
     """
 
@@ -260,7 +260,7 @@ def decide(
         raise UsageError(f"no use {use!r}", details=[f"known: {', '.join(USES)}"])
     rulings = [
         _rule(
-            one, lookup(one.name, "weights" if one.kind == "base" else channel, on, rows), approvals
+            one, lookup(one.name, "weights" if one.kind == BASE else channel, on, rows), approvals
         )
         for one in teachers
     ]

@@ -10,11 +10,18 @@ from pathlib import Path
 
 from overproof.core.artifact import Resource
 from overproof.core.config import Recipe
-from overproof.core.contract import CARD, LICENCES, MIN_LICENCE_TEXT, NOTICE, licence_file
+from overproof.core.contract import (
+    BASE,
+    CARD,
+    LICENCES,
+    MIN_LICENCE_TEXT,
+    NOTICE,
+    licence_file,
+)
 from overproof.core.errors import PolicyError, StageError, UsageError
 from overproof.policy import licences
 from overproof.policy.gate import Decision, Teacher, decide
-from overproof.policy.rows import Obligation
+from overproof.policy.rows import Channel, Obligation
 
 TEXTS = Path(__file__).with_name("data") / "licences"
 # Longest repository name on the Hugging Face hub, characters (huggingface_hub, validate_repo_id).
@@ -79,12 +86,15 @@ class Plan:
         return self
 
 
-def permit(recipe: Recipe, origins: Sequence[tuple[Path, Resource]]) -> tuple[Decision, Plan]:
+def permit(
+    recipe: Recipe, origins: Sequence[tuple[Path | None, Resource]]
+) -> tuple[Decision, Plan]:
     """What must be settled before the teacher's first token: today's verdict, what it demands.
 
     Args:
         origins: the teacher, and the base if it is another model: folder or file, from the root,
-            and the resource. Licence texts beside the weights are used.
+            and the resource. Licence texts beside the weights are used. A teacher behind an
+            endpoint has no place; on a server of one's own the terms of the weights count.
 
     Raises:
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
@@ -95,10 +105,14 @@ def permit(recipe: Recipe, origins: Sequence[tuple[Path, Resource]]) -> tuple[De
         for place, one in origins
     ]
     today = dt.datetime.now(dt.UTC).date()
-    decision = decide(given, channel=recipe.teacher.channel, on=today).require()
+    endpoint = recipe.teacher.endpoint
+    own = endpoint is not None and endpoint.operator == "own"
+    channel: Channel = "weights" if own else recipe.teacher.channel
+    decision = decide(given, channel=channel, on=today).require()
     beside: dict[str, str] = {}
     for (place, _), ruling in zip(origins, decision.rulings, strict=True):
-        beside |= texts_beside(place, ruling.obligations)
+        if place is not None:
+            beside |= texts_beside(place, ruling.obligations)
     plan = carry_out(decision, recipe.student.name, beside)
     return decision, plan.require()
 
@@ -167,6 +181,10 @@ def rename(name: str, obligations: Iterable[Obligation]) -> str:
     return name
 
 
+def _role(model: Teacher) -> str:
+    return "Base" if model.kind == BASE else "Teacher"
+
+
 def _notice(decision: Decision, name: str) -> str:
     paragraphs = [f"NOTICE of {name}\n\nThis model was made from the models below."]
     for ruling in decision.rulings:
@@ -174,9 +192,7 @@ def _notice(decision: Decision, name: str) -> str:
         copies = [licence_file(key) for o in ruling.obligations for key in _licence_keys(o)]
         lines += [f"Licence text: {path}" for path in dict.fromkeys(copies)]
         paragraphs.append(
-            "\n".join(
-                [f"{ruling.teacher.kind.capitalize()}: {ruling.display}", *dict.fromkeys(lines)]
-            )
+            "\n".join([f"{_role(ruling.teacher)}: {ruling.display}", *dict.fromkeys(lines)])
         )
     return "\n\n".join(paragraphs) + "\n"
 

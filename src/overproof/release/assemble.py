@@ -25,6 +25,10 @@ from overproof.release.quality import result_of
 from overproof.release.report import write_report
 from overproof.release.tally import BY_POSITION, DIFFERENCES
 from overproof.teacher import local
+from overproof.teacher.origins import Origin, Origins
+from overproof.teacher.remote.ledger import Spent
+from overproof.teacher.remote.purse import in_words
+from overproof.teacher.remote.stage import endpoint_of
 
 # What the measurement's figure at a dropped layer is, by the rule that chose.
 SCORES = {
@@ -42,7 +46,7 @@ class Parts:
     heldout: Artifact
     terms: Artifact
     samples: Artifact
-    signals: Artifact
+    signals: Artifact | None
     initial: Artifact
     student: Artifact
     control: Artifact | None
@@ -67,7 +71,8 @@ def write(folder: Path, parts: Parts, facts: f.ReportFacts, plan: Plan) -> None:
     _copy(parts.export, folder / "export")
     write_report(facts, folder)
     models = [facts.teacher_model, *([facts.base_model] if facts.base_model else [])]
-    licence = joined([one.licence for one in models]) or "other"
+    # The terms of a vendor's service license no weights.
+    licence = joined([one.licence for one in models if one.has_licence]) or "other"
     write_card(facts, folder, licence=licence, card_lines=plan.card_lines)
     for name, text in plan.files.items():
         target = folder / name
@@ -87,15 +92,11 @@ def collect(
     recipe: Recipe,
     decision: Decision,
     plan: Plan,
-    origins: Sequence[Resource],
+    origins: Origins,
     proof: f.Proof,
 ) -> f.ReportFacts:
-    """Everything the report shows, from the stages' manifests.
-
-    Args:
-        origins: the teacher, and what the student was cut from where that is another model.
-    """
-    teacher, base = origins[0], origins[1] if len(origins) > 1 else None
+    """Everything the report shows, from the stages' manifests."""
+    teacher, base = origins.teacher, origins.base
     result, samples = result_of(parts.evaluation), parts.samples.facts
     speed = _measured(parts.speed)
     return f.ReportFacts(
@@ -103,23 +104,24 @@ def collect(
         system=recipe.teacher.system,
         shots=len(recipe.teacher.shots),
         overproof=__version__,
-        teacher_model=_model(teacher, recipe.teacher.model, decision),
-        base_model=_model(base, str(recipe.student.base), decision) if base else None,
-        teacher=_arm(result["teacher"]),
+        teacher_model=_model(teacher, decision, _remote(parts, recipe) if origins.remote else None),
+        base_model=_model(base, decision) if base else None,
+        base_terms=_terms(decision, plan, 1) if base else None,
+        teacher=_arm(result.get("teacher", {})),
         student=_arm(result["student"]),
         untrained=_arm(result["untrained"]),
         control=_arm(result["control"]) if "control" in result else None,
         differences={name: _arm(numbers) for name, numbers in result[DIFFERENCES].items()},
         evaluation=_evaluation(result, parts.initial, recipe),
-        speed=f.Speeds(*(_speed(speed[who]) for who in ("teacher", "student"))),
-        sizes=_sizes(parts.initial),
+        speed=_speeds(speed),
+        sizes=_sizes(parts.initial, remote=origins.remote is not None),
         training=_training(parts, recipe),
         importance=_importance(parts.initial, recipe),
         method=method.sentences(
             recipe,
             parts.samples.facts,
             parts.initial.facts,
-            match.display(base.name) if base else None,
+            match.display(base.resource.name) if base else None,
         ),
         agreement_by_position=f.AgreementByPosition(
             *(
@@ -138,7 +140,7 @@ def collect(
             for part in parts.chain
         ),
         machine=speed["machine"],
-        recipe=recipe_without_folders(recipe, teacher, base),
+        recipe=recipe_without_folders(recipe, teacher.resource, base.resource if base else None),
         elsewhere=elsewhere(
             speed["machine"],
             {
@@ -150,18 +152,28 @@ def collect(
     )
 
 
-def _model(resource: Resource, name: str, decision: Decision) -> f.TeacherModel:
+def _model(origin: Origin, decision: Decision, remote: f.Remote | None = None) -> f.TeacherModel:
+    one = origin.resource
     return f.TeacherModel(
-        match.display(resource.name),
-        resource.uri,
-        resource.sha256,
-        teacher_licence(decision, resource),
-        local.hub_name(name),
+        match.display(one.name),
+        one.uri,
+        None if remote else one.sha256,
+        teacher_licence(decision, one),
+        None if remote else local.hub_name(origin.name),
+        remote,
     )
 
 
+def _remote(parts: Parts, recipe: Recipe) -> f.Remote:
+    """What the service said of itself; of its weights nothing is known."""
+    said, endpoint = parts.samples.facts["remote"], endpoint_of(recipe)
+    spent = in_words(Spent(**_measured(parts.samples)["spent"]), endpoint.price)
+    names = ("answered", "fingerprints", "operator", "first", "last", "left_out")
+    return f.Remote(**{name: said[name] for name in names}, spent=spent)
+
+
 def _evaluation(result: Json, initial: Artifact, recipe: Recipe) -> f.Evaluation:
-    top_k = recipe.sample.top_k
+    top_k, here = recipe.sample.top_k, recipe.teacher.endpoint is None
     return f.Evaluation(
         result["prompts"],
         result["tokens"],
@@ -170,13 +182,16 @@ def _evaluation(result: Json, initial: Artifact, recipe: Recipe) -> f.Evaluation
         result["products"],
         recipe.sample.temperature,
         recipe.sample.top_p,
-        top_k if top_k < initial.facts["teacher"]["vocabulary"] else None,
+        top_k if here and top_k < initial.facts["teacher"]["vocabulary"] else None,
         recipe.solving,
     )
 
 
-def _sizes(initial: Artifact) -> f.Sizes:
-    return f.Sizes(*(f.Size(**initial.facts[who]) for who in ("teacher", "student")))
+def _sizes(initial: Artifact, *, remote: bool) -> f.Sizes:
+    student, larger = (
+        f.Size(**initial.facts[who]) for who in ("student", "base" if remote else "teacher")
+    )
+    return f.Sizes(None, student, larger) if remote else f.Sizes(larger, student)
 
 
 def _training(parts: Parts, recipe: Recipe) -> f.Training:
@@ -201,10 +216,10 @@ def elsewhere(here: Machine, others: Mapping[str, Machine]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _terms(decision: Decision, plan: Plan) -> Json:
-    """The verdict as the report shows it: what is built in is named like any other teacher."""
-    found = decision.to_json([one.id for one in plan.obligations])
-    name, shown = found["teacher"]["name"], decision.deciding.display
+def _terms(decision: Decision, plan: Plan, which: int = 0) -> Json:
+    """A verdict as the report shows it: what is built in is named like any other teacher."""
+    found = decision.predicates([one.id for one in plan.obligations])[which]
+    name, shown = found["teacher"]["name"], decision.rulings[which].display
     found["teacher"] = {**found["teacher"], "name": shown}
     found["warnings"] = [line.replace(name, shown) for line in found["warnings"]]
     return found
@@ -276,6 +291,13 @@ def _speed(measured: Json) -> f.Speed:
         "q8_0",
         measured["threads"],
     )
+
+
+def _speeds(measured: Json) -> f.Speeds:
+    teacher, base = (
+        _speed(measured[who]) if who in measured else None for who in ("teacher", "base")
+    )
+    return f.Speeds(teacher, _speed(measured["student"]), base)
 
 
 def _run(artifact: Artifact, objective: str) -> f.Run:

@@ -149,7 +149,11 @@ def quality_against_speed(facts: ReportFacts) -> str | None:
         if arm is not None and arm.top1_agreement is not None
     ]
     whole = Interval(1.0, 1.0, 1.0)  # the teacher agrees with itself
-    points = [(SERIES["teacher"], whole, speed.teacher.decode_tokens_per_second), *found]
+    points = list(found)
+    if speed.teacher is not None:
+        points.insert(0, (SERIES["teacher"], whole, speed.teacher.decode_tokens_per_second))
+    if not found:
+        return None
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()

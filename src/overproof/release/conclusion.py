@@ -72,6 +72,13 @@ METRICS = (
         higher_is_better=False,
     ),
     Metric(
+        "nats_per_byte",
+        "Cross-entropy",
+        "nats per byte of the teacher's answers",
+        "cross-entropy of the teacher's answers, nats per byte",
+        higher_is_better=False,
+    ),
+    Metric(
         "pass_at_1",
         "Problems solved",
         "by one answer (pass@1)",

@@ -141,8 +141,8 @@ def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
     respelled = [respell(example, measured.vocabulary) for example in group]
     for name, model in measured.models.items():
         # 2.
-        scores = _scores(model, head, respelled, measured.length)
-        tallies[name] = _tally(scores, truth, measured.vocabulary, group, respelled)
+        found = scores(model, head, respelled, measured.length)
+        tallies[name] = _tally(found, truth, measured.vocabulary, group, respelled)
     return tallies
 
 
@@ -196,14 +196,14 @@ def _tally_teacher(truth_NU: Tensor, group: Sequence[Example]) -> Tally:
     return tally
 
 
-def _scores(
+def scores(
     model: Any, head: Sequence[int], respelled: Sequence[StudentExample], length: int
 ) -> list[Tensor]:
     """Each example's log-probabilities at its places with a target, in order, (S, V)."""
     texts = [one.tokens for one in respelled]
     packed = pack(head, texts, _fit(head, texts, length), longest_first(texts))
-    sizes = [int(_targets(one).sum()) for one in respelled]
-    wanted = np.concatenate([_targets(one) for one in respelled])
+    sizes = [int(targets(one).sum()) for one in respelled]
+    wanted = np.concatenate([targets(one) for one in respelled])
     rows = torch.empty(sum(sizes), model.config.vocab_size)
     for where, logits, _ in logits_at(model, packed, wanted, SEQUENCES):
         rows[torch.from_numpy(where)] = torch.log_softmax(logits.float(), dim=-1)
@@ -215,13 +215,14 @@ def _fit(head: Sequence[int], texts: Sequence[Sequence[int]], length: int) -> in
     return max(length, len(head) + max(map(len, texts)))
 
 
-def _targets(one: StudentExample) -> NDArray[np.bool_]:
-    targets: NDArray[np.bool_] = np.array(one.teacher_positions) != NO_TARGET
-    return targets | np.array(one.spelled, np.bool_)
+def targets(one: StudentExample) -> NDArray[np.bool_]:
+    """Its places with a target: before the answer's tokens, and inside those that it spells."""
+    first: NDArray[np.bool_] = np.array(one.teacher_positions) != NO_TARGET
+    return first | np.array(one.spelled, np.bool_)
 
 
 def _tally(
-    scores: Sequence[Tensor],
+    each: Sequence[Tensor],
     truth: _Truth,
     vocabulary: Vocabulary,
     group: Sequence[Example],
@@ -229,8 +230,8 @@ def _tally(
 ) -> Tally:
     tally = Tally()
     start = 0
-    for score_SV, example, one in zip(scores, group, respelled, strict=True):
-        where = np.flatnonzero(_targets(one))
+    for score_SV, example, one in zip(each, group, respelled, strict=True):
+        where = np.flatnonzero(targets(one))
         first = torch.from_numpy(~np.array(one.spelled)[where])
         successor = torch.tensor([one.tokens[place + 1] for place in where])
         surprise_S = -score_SV.gather(1, successor[:, None])[:, 0].double()

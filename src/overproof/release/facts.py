@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 Json = dict[str, Any]
 
@@ -35,12 +35,14 @@ class Arm:
         top1_agreement: share of positions where its most likely token is the teacher's, 0 to 1.
         perplexity: of the teacher's answers under this model.
         pass_at_1: share of held-out problems that one answer of it solves, 0 to 1.
+        nats_per_byte: cross-entropy of the teacher's answers, where only these are known of it.
     """
 
     kl_nats_per_token: Interval | None = None
     top1_agreement: Interval | None = None
     perplexity: Interval | None = None
     pass_at_1: Interval | None = None
+    nats_per_byte: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,20 @@ class Speed:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Teacher and student, in the same engine and type."""
+    """The teacher and the student, in the same engine and type.
 
-    teacher: Speed
+    Attributes:
+        teacher: None: it is not here, and `base`, which the student was cut from, takes its place.
+    """
+
+    teacher: Speed | None
     student: Speed
+    base: Speed | None = None
+
+    @property
+    def larger(self) -> Speed:
+        """That of the teacher, or of the base in its place."""
+        return _either(self.teacher, self.base)
 
 
 @dataclass(frozen=True)
@@ -123,10 +135,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Teacher and student. The control arm and the untrained student have the student's shape."""
+    """As `Speeds`. The control arm and the untrained student have the student's shape."""
 
-    teacher: Size
+    teacher: Size | None
     student: Size
+    base: Size | None = None
+
+    @property
+    def larger(self) -> Size:
+        """That of the teacher, or of the base in its place."""
+        return _either(self.teacher, self.base)
 
 
 @dataclass(frozen=True)
@@ -238,21 +256,48 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class TeacherModel:
-    """The model that was learnt from, or the one that the student was cut from.
+class Remote:
+    """What is known of a teacher behind an endpoint: its own word, and when it was given.
 
     Attributes:
-        uri: where its weights came from.
-        sha256: digest of its weights.
+        answered: the id in its answers, and how many came.
+        operator: `vendor` or `own`: whose server it is, as the recipe says.
+        first, last: when answers came, UTC.
+        spent: what asking took, in words.
+    """
+
+    answered: Mapping[str, int]
+    fingerprints: Mapping[str, int]
+    operator: str
+    first: str
+    last: str
+    left_out: int
+    spent: str
+
+
+@dataclass(frozen=True)
+class TeacherModel:
+    """A model that was learnt from, or that the student was cut from.
+
+    Attributes:
+        uri: where its weights came from, or where it was asked.
+        sha256: digest of its weights; None: nobody here has seen them.
         licence: SPDX expression, None where unknown.
         hub: its name on the Hugging Face hub, where it has one.
+        remote: of a teacher behind an endpoint.
     """
 
     name: str
     uri: str
-    sha256: str
+    sha256: str | None
     licence: str | None = None
     hub: str | None = None
+    remote: Remote | None = None
+
+    @property
+    def has_licence(self) -> bool:
+        """Whether its terms are a licence of weights; those of a vendor's service are none."""
+        return self.remote is None or self.remote.operator == "own"
 
 
 @dataclass(frozen=True)
@@ -319,7 +364,8 @@ class ReportFacts:
         limits: what the reader must not conclude, one sentence each.
         recipe: the recipe as run.
         elsewhere: a sentence for each stage that was made on another machine or other versions.
-        base_model: what the student was cut from; None: the teacher.
+        base_model: what the student was cut from; None: the teacher. base_terms: its terms-verdict
+            predicate.
     """
 
     name: str
@@ -351,6 +397,21 @@ class ReportFacts:
     recipe: Json = dataclasses.field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
     base_model: TeacherModel | None = None
+    base_terms: Json | None = None
+
+    @property
+    def larger(self) -> str:
+        """What the student's size and speed are compared with, in a word: see `Sizes`."""
+        return "teacher" if self.teacher_model.remote is None else "base"
+
+
+Thing = TypeVar("Thing")
+
+
+def _either(first: Thing | None, second: Thing | None) -> Thing:
+    found = first if first is not None else second
+    assert found is not None
+    return found
 
 
 def clean(text: str) -> str:

@@ -17,6 +17,13 @@ def sentences(
         base: name of what the student was cut from; None: the teacher.
     """
     sample, train, student = recipe.sample, recipe.train, recipe.student
+    remote = recipe.teacher.endpoint is not None
+    drawn_from = (
+        f"and top-p {sample.top_p:g}, as the service draws"
+        if remote
+        else f"from its {sample.top_k} most likely tokens and the likeliest {sample.top_p:.0%} of "
+        "their mass"
+    )
     wide = student.mlp_width
     widths = [
         f"{number:,} {of}"
@@ -43,8 +50,8 @@ def sentences(
     )
     return (
         f"The teacher gave {drawn['answers']:,} answers to {drawn['prompts']:,} certified prompts "
-        f"at temperature {sample.temperature:g}, from its {sample.top_k} most likely tokens and "
-        f"the likeliest {sample.top_p:.0%} of their mass, {sample.max_new_tokens} tokens at most. "
+        f"at temperature {sample.temperature:g}{' ' if remote else ', '}{drawn_from}, "
+        f"{sample.max_new_tokens} tokens at most. "
         f"{kept(recipe.signals)}",
         f"The student is {base or 'the teacher'} with {chosen}, {narrow} "
         f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them{repaired}.",
@@ -120,6 +127,8 @@ def kept(signals: methods.Signals) -> str:
                 f"Its {top} most likely tokens at each position of {inside} were cached with "
                 f"their log-probabilities{at}, the mass of all others{tail}."
             )
+        case methods.Text():
+            return "Of its distributions nothing was kept."
         case methods.Exact():
             return (
                 f"Its last hidden states at each position of {inside} were cached, from which its "

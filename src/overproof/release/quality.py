@@ -13,7 +13,7 @@ device.prepare()
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import ExportConfig, Recipe  # noqa: E402
-from overproof.core.console import meter  # noqa: E402
+from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.release import solve  # noqa: E402
@@ -22,6 +22,7 @@ from overproof.release.export import write_loaded  # noqa: E402
 from overproof.release.speed import measure  # noqa: E402
 from overproof.release.tally import BY_POSITION, DIFFERENCES, TEACHER  # noqa: E402
 from overproof.release.targets import find  # noqa: E402
+from overproof.release.text_quality import Said, evaluate_text, heldout  # noqa: E402
 from overproof.student import initial as first  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
@@ -49,7 +50,10 @@ def evaluation(
 
     Args:
         arms: `untrained` (the initial student), `student`, and `control` if it was trained.
+        resource: the model that `load` loads: the teacher, or the base in whose tokens a remote
+            teacher's answers are.
     """
+    remote = recipe.teacher.endpoint is not None
 
     def make(work: Work) -> Json:
         teacher, answers = load(), read(samples)
@@ -61,18 +65,8 @@ def evaluation(
         ready = (lambda model: model) if recipe.evaluate.exact else mixed  # drops what it copies
         models = {name: ready(first.load_model(arm.path)) for name, arm in arms.items()}
         with meter("evaluating", len(answers.heldout), "prompts") as progress:
-            result = evaluate(
-                teacher.model,
-                answers.prefix,
-                answers.student_prefix,
-                answers.heldout,
-                vocabulary,
-                models,
-                recipe.evaluate,
-                seed=recipe.seed,
-                length=recipe.train.sequence_length,
-                meter=progress,
-            )
+            heard = heldout(samples, answers, teacher, recipe) if remote else None
+            result = _against(teacher, answers, heard, vocabulary, models, recipe, progress)
         if solve.checked(answers):
             solve.add(result, _rates(teacher, answers, vocabulary, arms, recipe, work), recipe)
         result["answers"] = said
@@ -82,6 +76,7 @@ def evaluation(
         return {
             name: {key: value for key, value in result[name].items() if key != BY_POSITION}
             for name in (TEACHER, *arms)
+            if name in result
         } | {key: result[key] for key in ("products", DIFFERENCES)}
 
     config = {
@@ -90,8 +85,49 @@ def evaluation(
         "sequence_length": recipe.train.sequence_length,
         "sample": recipe.sample.model_dump(),
     }
-    inputs: dict[str, Input] = {"teacher": resource, "samples": samples, **arms}
+    inputs: dict[str, Input] = {"samples": samples, **arms}
+    inputs[resource.kind] = resource
     return build(store, "evaluation", inputs=inputs, config=config, make=make, layer="release")
+
+
+def _against(
+    teacher: Teacher,
+    answers: Answers,
+    heard: Sequence[Said] | None,
+    vocabulary: Vocabulary,
+    models: Mapping[str, Any],
+    recipe: Recipe,
+    progress: Meter,
+) -> Json:
+    """Every model against the teacher; against what is known of it, if it is not here.
+
+    Args:
+        heard: a remote teacher's answers.
+    """
+    config, seed, length = recipe.evaluate, recipe.seed, recipe.train.sequence_length
+    if heard is not None:
+        return evaluate_text(
+            answers.student_prefix,
+            heard,
+            vocabulary,
+            models,
+            config,
+            seed=seed,
+            length=length,
+            meter=progress,
+        )
+    return evaluate(
+        teacher.model,
+        answers.prefix,
+        answers.student_prefix,
+        answers.heldout,
+        vocabulary,
+        models,
+        config,
+        seed=seed,
+        length=length,
+        meter=progress,
+    )
 
 
 def _rates(
@@ -104,11 +140,11 @@ def _rates(
 ) -> dict[str, solve.Rates]:
     """How often teacher and arms solve each held-out problem."""
     folder = work.scratch("solving")
-    rates = {
-        TEACHER: solve.solve(
-            solve.Solver.of_teacher(teacher, answers), answers, recipe, folder, TEACHER
-        )
-    }
+    if recipe.teacher.endpoint:
+        rates = {TEACHER: solve.judged(teacher, answers)}
+    else:
+        own = solve.Solver.of_teacher(teacher, answers)
+        rates = {TEACHER: solve.solve(own, answers, recipe, folder, TEACHER)}
     for name, arm in arms.items():
         model = first.load_model(arm.path)
         if device.processor().bf16:
@@ -174,13 +210,15 @@ def speed(
 ) -> Artifact:
     """The stage `speed`: teacher and student in turn, in the same engine and type.
 
+    Of a teacher that is not here no speed is known: the base of the student takes its place.
+
     Speeds differ from run to run, so they are measured times of the manifest, not facts of it.
     """
 
     def make(work: Work) -> Json:
         teacher = load()
         target = find(SPEED_TARGET)
-        file = work.scratch("teacher.gguf")
+        file = work.scratch(f"{resource.kind}.gguf")
         if not file.is_file():
             half = file.with_suffix(".half")
             write_loaded(target, teacher.model, teacher.tokenizer, half)
@@ -190,12 +228,12 @@ def speed(
             for entry in export.manifest["files"]
             if entry["name"].startswith(f"{SPEED_TARGET}/") and entry["name"].endswith(".gguf")
         )
-        found = measure({"teacher": file, "student": student})
+        found = measure({resource.kind: file, "student": student})
         work.measured.update({name: one.to_json() for name, one in found.items()})
         work.measured["machine"] = host.machine()
         return {"target": SPEED_TARGET}
 
-    inputs: dict[str, Input] = {"export": export, "teacher": resource}
+    inputs: dict[str, Input] = {"export": export, resource.kind: resource}
     return build(
         store, "speed", inputs=inputs, config={"target": SPEED_TARGET}, make=make, layer="release"
     )

@@ -60,6 +60,15 @@ OF_THE_CONTROL_ARM = (
 )
 
 
+OF_A_REMOTE = (
+    "The teacher answered behind an endpoint. Which model that was is the service's own word: its "
+    "weights were not seen, and nobody can ask for the same answers again.",
+    "Its whole distributions are not known: cross-entropy is of its answers as they were drawn; "
+    "KL, where it is given, is over its likeliest tokens and one class for all others, which is at "
+    "most the whole KL.",
+)
+
+
 def write_report(facts: ReportFacts, folder: Path) -> None:
     """Write `report.json` and `report.html`. Equal facts give equal bytes.
 
@@ -86,7 +95,8 @@ def all_limits(facts: ReportFacts) -> tuple[str, ...]:
     """The limits of every report, that of a control arm if there is one, and this report's own."""
     apart = facts.control is not None and not facts.evaluation.solving
     control = (OF_THE_CONTROL_ARM,) if apart else ()
-    return (*LIMITS, *control, *facts.limits)
+    remote = () if facts.teacher_model.remote is None else OF_A_REMOTE
+    return (*LIMITS, *control, *remote, *facts.limits)
 
 
 def render(facts: ReportFacts) -> str:
@@ -117,15 +127,15 @@ def render(facts: ReportFacts) -> str:
 
 
 def shapes(facts: ReportFacts) -> list[tuple[str, int, int]]:
-    """Label, the teacher's and the student's of each number of their shapes that is known."""
-    teacher, student = facts.sizes.teacher, facts.sizes.student
+    """Label, the larger model's and the student's of each number of their shapes that is known."""
+    larger, student = facts.sizes.larger, facts.sizes.student
     rows = [
-        ("Layers", teacher.layers, student.layers),
-        ("Channels of the states", teacher.hidden, student.hidden),
-        ("Heads of queries", teacher.heads, student.heads),
-        ("Heads of keys and values", teacher.kv_heads, student.kv_heads),
-        ("Width of the MLPs", teacher.mlp_width, student.mlp_width),
-        ("Vocabulary, tokens", teacher.vocabulary, student.vocabulary),
+        ("Layers", larger.layers, student.layers),
+        ("Channels of the states", larger.hidden, student.hidden),
+        ("Heads of queries", larger.heads, student.heads),
+        ("Heads of keys and values", larger.kv_heads, student.kv_heads),
+        ("Width of the MLPs", larger.mlp_width, student.mlp_width),
+        ("Vocabulary, tokens", larger.vocabulary, student.vocabulary),
     ]
     return [(label, big, small) for label, big, small in rows if big and small]
 
@@ -138,7 +148,11 @@ def arms(facts: ReportFacts) -> list[tuple[str, str, Any]]:
         ("control", "Control arm", facts.control),
         ("untrained", "Untrained student", facts.untrained),
     ]
-    return [(key, label, arm) for key, label, arm in rows if arm is not None]
+    return [
+        (key, label, arm)
+        for key, label, arm in rows
+        if arm is not None and any(metric.of(arm) for metric in METRICS)
+    ]
 
 
 def metrics(facts: ReportFacts) -> list[Metric]:
@@ -165,23 +179,24 @@ def headline(facts: ReportFacts) -> list[tuple[str, str, str]]:
 
 def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
     sizes, speed = facts.sizes, facts.speed
-    big, small = sizes.teacher.parameters, sizes.student.parameters
+    whose = f"the {facts.larger}'s"
+    big, small = sizes.larger.parameters, sizes.student.parameters
     yield (
         "Parameters",
         words.parameters(small),
-        f"{words.part(small, big)} of the teacher's {words.parameters(big)}",
+        f"{words.part(small, big)} of {whose} {words.parameters(big)}",
     )
-    fast, slow = speed.student.decode_tokens_per_second, speed.teacher.decode_tokens_per_second
+    fast, slow = speed.student.decode_tokens_per_second, speed.larger.decode_tokens_per_second
     yield (
         "Decode speed",
         words.times(fast, slow),
-        f"the teacher's: {words.measured(fast)} against {words.measured(slow)} tokens per second",
+        f"{whose}: {words.measured(fast)} against {words.measured(slow)} tokens per second",
     )
-    small, big = speed.student.peak_memory_bytes, speed.teacher.peak_memory_bytes
+    small, big = speed.student.peak_memory_bytes, speed.larger.peak_memory_bytes
     yield (
         "Peak memory",
         words.size(small),
-        f"{words.part(small, big)} of the teacher's {words.size(big)}",
+        f"{words.part(small, big)} of {whose} {words.size(big)}",
     )
     found = facts.student.top1_agreement
     if found is not None:
@@ -190,6 +205,13 @@ def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
             "Agreement with the teacher",
             words.percent(found.value),
             f"of tokens, interval {low} to {high}",
+        )
+    elif (cross := facts.student.nats_per_byte) is not None:
+        low, high = words.measured(cross.low), words.measured(cross.high)
+        yield (
+            "Cross-entropy",
+            words.measured(cross.value),
+            f"nats per byte of the teacher's answers, interval {low} to {high}",
         )
 
 

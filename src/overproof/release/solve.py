@@ -125,6 +125,20 @@ def solve(solver: Solver, answers: Answers, recipe: Recipe, folder: Path, name: 
     return rates
 
 
+def judged(base: Teacher, answers: Answers) -> Rates:
+    """Whether the one answer to each held-out problem is right: of a teacher that is not here.
+
+    Args:
+        base: whose tokens the answers are in.
+    """
+    thinking = _thinking(base, answers)
+    cases = [
+        Case(answers.checks[one.key], base.whole(one.answer), thinking) for one in answers.heldout
+    ]
+    found = judge(cases, device.cores(), lambda _: None)
+    return np.array([one.passed for one in found], np.float64)
+
+
 def add(result: Json, rates: Mapping[str, Rates], recipe: Recipe) -> None:
     """Put pass@1 beside what else was measured, and the student's lead over each other model."""
     count = len(rates[TEACHER])
@@ -133,7 +147,7 @@ def add(result: Json, rates: Mapping[str, Rates], recipe: Recipe) -> None:
     one = np.ones(count)
     found = {name: Estimate.of(each, one, draws) for name, each in rates.items()}
     for name, estimate in found.items():
-        result[name][METRIC] = estimate.interval(config.confidence)
+        result.setdefault(name, {})[METRIC] = estimate.interval(config.confidence)
         if name != STUDENT:
             lead = found[STUDENT].less(estimate).interval(config.confidence)
             result[DIFFERENCES].setdefault(name, {})[METRIC] = lead

@@ -5,7 +5,7 @@ Tokens of one answer are not independent, so the unit that is resampled is the e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +116,7 @@ def summary(tallies: Mapping[str, Tally], config: EvaluateConfig, seed: int) -> 
     found = {name: _estimates(tally, draws) for name, tally in tallies.items()}
     result: Json = {
         name: {key: one.interval(config.confidence) for key, one in estimates.items()}
-        | {BY_POSITION: _by_position(tallies[name])}
+        | {BY_POSITION: by_position(tallies[name].hits)}
         for name, estimates in found.items()
     }
     result[DIFFERENCES] = {
@@ -138,11 +138,11 @@ def _estimates(tally: Tally, draws: Ints) -> dict[str, Estimate]:
     }
 
 
-def _by_position(tally: Tally) -> list[list[float]]:
+def by_position(hits: Sequence[Floats]) -> list[list[float]]:
     """Position in the answer, agreement there, number of answers that reach it."""
-    longest = max(map(len, tally.hits), default=0)
+    longest = max(map(len, hits), default=0)
     rows = []
     for position in range(longest):
-        hits = [hits[position] for hits in tally.hits if len(hits) > position]
-        rows.append([position, float(np.mean(hits)), len(hits)])
+        there = [each[position] for each in hits if len(each) > position]
+        rows.append([position, float(np.mean(there)), len(there)])
     return rows

@@ -24,6 +24,7 @@ from overproof.teacher.answers import Answers, made_of, read
 from overproof.teacher.cache import SignalCache
 from overproof.teacher.local import Teacher
 
+CONTROL = "control"
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
 
 
@@ -31,7 +32,7 @@ def student(
     load: Callable[[], Teacher],
     start: Artifact,
     samples: Artifact,
-    signals: Artifact,
+    signals: Artifact | None,
     recipe: Recipe,
     resource: Resource,
     store: Path,
@@ -39,9 +40,12 @@ def student(
     """The stage `student`: the recipe's divergence from the cached signals.
 
     Args:
+        signals: None: it learns from the teacher's text alone.
         load: loads the teacher, called only if it has to judge what the student says.
     """
-    inputs: dict[str, Input] = {"initial": start, "samples": samples, "signals": signals}
+    inputs: dict[str, Input] = {"initial": start, "samples": samples}
+    if signals is not None:
+        inputs["signals"] = signals
     if recipe.train.on_policy:
         inputs["teacher"] = resource
     judging = load if recipe.train.on_policy else None
@@ -54,7 +58,7 @@ def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> 
     Where the student has that too, for it learns from checked answers: on the unchecked ones.
     """
     inputs: dict[str, Input] = {"initial": start, "samples": samples}
-    return _arm(_Arm("control", start, samples, recipe), inputs, store)
+    return _arm(_Arm(CONTROL, start, samples, recipe), inputs, store)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class _Arm:
     @property
     def config(self) -> TrainConfig:
         """Its section of the recipe."""
-        return self.recipe.train if self.signals else plain(self.recipe.train)
+        return plain(self.recipe.train) if self.kind == CONTROL else self.recipe.train
 
     @property
     def key(self) -> Json:
@@ -87,7 +91,7 @@ class _Arm:
     @property
     def unchecked(self) -> bool:
         """Whether it learns from the answers as they were before they were checked."""
-        return self.signals is None and self.recipe.by_text
+        return self.kind == CONTROL and self.recipe.by_text
 
     def data(self, folder: Path, answers: Answers, start: first.Initial) -> TrainSet:
         """What it trains on."""

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import Recipe, SampleConfig, StudentConfig  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
+from overproof.core.contract import BASE  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
@@ -32,13 +33,14 @@ from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: 
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.kept import Spread, spread_temperature  # noqa: E402
+from overproof.teacher.kept import Spread, TopK, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
-from overproof.teacher.signals import answer_rows, target_mask  # noqa: E402
+from overproof.teacher.signals import answer_rows, shard_signals, target_mask  # noqa: E402
 from overproof.teacher.tokens import token_ids  # noqa: E402
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
+OWN = TopK(96)  # kept of a base's own distributions while its layers are measured
 SHAPE = "shape.json"
 SINGLE = ("bos_token_id", "pad_token_id")  # of a configuration; ends may be several
 
@@ -94,7 +96,7 @@ def make(
     base: Teacher,
     prefix: Sequence[int],
     examples: Sequence[Example],
-    signals: Iterable[Spread],
+    signals: Iterable[Spread] | None,
     config: StudentConfig,
     length: int,
     temperature: float = 1.0,
@@ -106,20 +108,22 @@ def make(
     3. Cut, narrow, and repair in closed form.
 
     Args:
-        examples, signals: the teacher's training answers and its distributions there.
+        examples: the teacher's training answers. signals: its distributions there; None: they are
+            not known, and what a layer is worth is measured against the base's own.
         length: tokens a packed sequence.
         temperature: of those distributions.
     """
     # 1.
-    mass = _mass(teacher, prefix, examples, signals)
+    mass = _mass(teacher, prefix, examples, signals or ())
     vocabulary = trim(
         teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control_tokens(teacher)
     )
     # 2.
-    half = base.half
-    calibration = _calibration(
-        prefix, examples, signals, config.calibration_tokens, length, temperature
-    )
+    half, tokens = base.half, config.calibration_tokens
+    if signals is None:
+        few = _few(examples, tokens)
+        signals = [shard_signals(half, prefix, few, length, OWN).spread(None)]
+    calibration = _calibration(prefix, examples, signals, tokens, length, temperature)
     calibration = calibration.within(base.model.config.vocab_size)
     trials = importance.trials(len(half.model.layers), config)
     with meter("measuring layers", trials, "layers") as progress:
@@ -170,7 +174,7 @@ def _listed(places: Tensor | None) -> list[int] | None:
 def initial(
     load: Callable[[], Teacher],
     samples: Artifact,
-    signals: Artifact,
+    signals: Artifact | None,
     recipe: Recipe,
     resource: Resource,
     store: Path,
@@ -179,7 +183,9 @@ def initial(
     """The stage `initial`: the student before its first step.
 
     Args:
-        base: where the student is cut from another model than the teacher.
+        signals: None: nothing was kept of the teacher's distributions.
+        resource: of the model that `load` loads.
+        base: where the student is cut from another one.
     """
 
     def make_it(work: Work) -> Json:
@@ -190,11 +196,13 @@ def initial(
             base.load() if base else teacher,
             answers.student_prefix,
             answers.train,
-            SignalCache(signals.path, made_of(samples, recipe), only),
+            SignalCache(signals.path, made_of(samples, recipe), only) if signals else None,
             recipe.student,
             recipe.train.sequence_length,
             spread_temperature(recipe.signals),
         )
+        if resource.kind == BASE:  # in whose tokens a teacher answers that is not here
+            del made.facts["teacher"]
         save(made, teacher, work.folder)
         return made.facts
 
@@ -203,7 +211,9 @@ def initial(
         "student": recipe.student.model_dump(exclude={"name", "base"}),
         "sequence_length": recipe.train.sequence_length,
     }
-    inputs: dict[str, Input] = {"teacher": resource, "samples": samples, "signals": signals}
+    inputs: dict[str, Input] = {resource.kind: resource, "samples": samples}
+    if signals is not None:
+        inputs["signals"] = signals
     if base:
         inputs["base"] = base.resource
     return build(store, "initial", inputs=inputs, config=config, make=make_it, layer="student")

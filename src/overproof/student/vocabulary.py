@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -37,7 +37,7 @@ from tokenizers import Tokenizer
 
 from overproof.core.artifact import Json
 from overproof.core.errors import StageError, UsageError
-from overproof.teacher.tokens import byte_level, token_ids, written_ids
+from overproof.teacher.tokens import byte_alphabet, byte_level, token_ids, written_ids
 
 Ints = NDArray[np.int64]
 ABSENT = -1
@@ -303,12 +303,5 @@ def _spelling(student: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(piece.id for piece in student.model.tokenize(text))
 
 
-def _byte_alphabet() -> list[str]:
-    """The character that stands for each byte (GPT-2's table): itself if it can be printed."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    spare = count(256)
-    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
-
-
-_BYTES = _byte_alphabet()
+_BYTES = byte_alphabet()
 _ALPHABET = frozenset(_BYTES)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.config import Recipe
 from overproof.core.console import meter
 from overproof.core.digest import pretty, sha256_bytes, sha256_file, sha256_json
-from overproof.teacher.cache import SHARD_EXAMPLES, Binding, describe, shard_file, write_shard
+from overproof.core.methods import Text
+from overproof.teacher.cache import (
+    SHARD_EXAMPLES,
+    Binding,
+    ShardFile,
+    describe,
+    shard_file,
+    write_shard,
+)
 from overproof.teacher.example import Example
-from overproof.teacher.journal import Journal
+from overproof.teacher.journal import Entry, Journal
 from overproof.teacher.kept import Kept, Signals, kept_of
 from overproof.teacher.local import Teacher
 from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
@@ -77,7 +86,8 @@ def sample(
         StageError: a worker died.
     """
 
-    kept = kept_of(recipe.signals) if recipe.signals.while_sampling else None
+    config = None if isinstance(recipe.signals, Text) else recipe.signals
+    kept = kept_of(config) if config and config.while_sampling else None
 
     def make(work: Work) -> Json:
         # 1.
@@ -95,28 +105,35 @@ def sample(
             draw_all(teacher.half, asked.prefix, every, drawing, journal, progress)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
             # 3. and 4.
-            said, found = _chosen(asked, journal, teacher, recipe)
-            facts = _write_all(work.folder, asked, said, journal, keep) | found
-        origin = _origin(teacher, recipe, work.folder / TRAIN)
-        (work.folder / MADE_OF).write_text(pretty(origin), encoding="utf-8")
-        if keep:
-            binding = _with_signals(origin, recipe)
-            describe(work.folder, keep, binding, teacher.half.lm_head.weight)
+            said, found = chosen(asked, journal, teacher, recipe)
+            facts = write_all(work.folder, asked, said, journal, keep) | found
+        write_origin(work.folder, teacher, teacher.resource, recipe, keep)
         return facts
 
     signals = recipe.signals.model_dump() if kept else None
-    config = {**_sampler(recipe), "signals": signals}
+    stage_config = {**sampler(recipe), "signals": signals}
     inputs: dict[str, Input] = {
         "teacher": resource,
         "terms": terms,
         "train": train,
         "heldout": heldout,
     }
-    return build(store, "samples", inputs=inputs, config=config, make=make, layer="teacher")
+    return build(store, "samples", inputs=inputs, config=stage_config, make=make, layer="teacher")
 
 
-def _chosen(
-    asked: Asked, journal: Journal, teacher: Teacher, recipe: Recipe
+class Drawn(Protocol):
+    """Finished answers by the key of their request."""
+
+    @property
+    def done(self) -> Mapping[str, Entry]:
+        """Their tokens."""
+
+    def signals(self, key: str) -> bytes:
+        """The bytes that were kept beside one."""
+
+
+def chosen(
+    asked: Asked, journal: Drawn, teacher: Teacher, recipe: Recipe
 ) -> tuple[dict[str, list[Said]], Json]:
     """The answers that are learned from and measured on; and what their checks found."""
     said = {name: _unique(split, journal) for name, split in asked.requests.items()}
@@ -131,17 +148,17 @@ def _chosen(
     return said, facts
 
 
-def _write_all(
+def write_all(
     folder: Path,
     asked: Asked,
     said: dict[str, list[Said]],
-    journal: Journal,
+    journal: Drawn,
     kept: Kept | None,
 ) -> Json:
     """Write what was asked and said; returns the stage's facts."""
     tokens = {name: _write(folder / name, rows) for name, rows in said.items()}
     if kept:
-        _write_signals(folder, said[TRAIN], journal, kept)
+        write_signals(folder, said[TRAIN], journal, kept)
     prefixes = {"teacher": asked.prefix, "student": asked.student_prefix}
     (folder / PREFIX).write_text(json.dumps(prefixes), encoding="utf-8")
     (folder / TEXTS).write_text(json.dumps(asked.texts), encoding="utf-8")
@@ -156,7 +173,7 @@ def _write_all(
     }
 
 
-def _unique(requests: Sequence[Request], journal: Journal) -> list[Said]:
+def _unique(requests: Sequence[Request], journal: Drawn) -> list[Said]:
     """The answers in the order of the requests, a prompt's equal answers once."""
     found = dict[tuple[str, tuple[int, ...]], Said]()
     for request in requests:
@@ -174,17 +191,23 @@ def _write(path: Path, said: Sequence[Said]) -> int:
     return sum(len(tokens) for _, tokens in said)
 
 
-def _write_signals(folder: Path, said: Sequence[Said], journal: Journal, kept: Kept) -> None:
+def write_signals(
+    folder: Path,
+    said: Sequence[Said],
+    journal: Drawn,
+    kept: Kept,
+    file: ShardFile = shard_file,
+) -> None:
     """Write the signals that were kept beside the answers, in the same order."""
     for number, start in enumerate(range(0, len(said), SHARD_EXAMPLES)):
         parts = [
             kept.from_bytes(journal.signals(one.request.key), one.positions(kept))
             for one in said[start : start + SHARD_EXAMPLES]
         ]
-        write_shard(shard_file(folder, number), kept, Signals.joined(parts))
+        write_shard(file(folder, number), kept, Signals.joined(parts))
 
 
-def _sampler(recipe: Recipe) -> Json:
+def sampler(recipe: Recipe) -> Json:
     """What decides, beside teacher and prompts, which answers are drawn."""
     return {
         "sample": recipe.sample.model_dump(),
@@ -194,15 +217,27 @@ def _sampler(recipe: Recipe) -> Json:
     }
 
 
-def _origin(teacher: Teacher, recipe: Recipe, corpus: Path) -> dict[str, str]:
-    """What a signal depends on, and every cache is bound to: names and digests."""
-    return {
-        "teacher": teacher.resource.sha256,
-        "tokenizer": sha256_json(teacher.tokenizer_state),
-        "chat_template": sha256_bytes(teacher.chat_template.encode()),
-        "corpus": sha256_file(corpus),
-        "sampler": sha256_json(_sampler(recipe)),
+def write_origin(
+    folder: Path, here: Teacher, resource: Resource, recipe: Recipe, kept: Kept | None
+) -> None:
+    """Say beside the answers what their signals depend on, which every cache of them is bound to.
+
+    Args:
+        here: whose tokens and template they are in.
+        resource: who said them.
+        kept: of signals beside them; None: there are none.
+    """
+    origin = {
+        "teacher": resource.sha256,
+        "tokenizer": sha256_json(here.tokenizer_state),
+        "chat_template": sha256_bytes(here.chat_template.encode()),
+        "corpus": sha256_file(folder / TRAIN),
+        "sampler": sha256_json(sampler(recipe)),
     }
+    (folder / MADE_OF).write_text(pretty(origin), encoding="utf-8")
+    if kept:
+        binding = _with_signals(origin, recipe)
+        describe(folder, kept, binding, here.half.lm_head.weight)
 
 
 def _with_signals(origin: Binding, recipe: Recipe) -> Binding:

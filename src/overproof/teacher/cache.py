@@ -8,8 +8,9 @@ the message names what differs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import count, takewhile
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ DESCRIPTION, HEAD = "signals.json", "head.safetensors"
 KINDS: Mapping[str, type[Kept]] = {"sampled": Sampled, "top-k": TopK, "exact": States}
 
 Binding = Mapping[str, str]  # what a cache was made of: name and digest
+ShardFile = Callable[[Path, int], Path]  # where a shard lies: folder and number
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -35,9 +37,9 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"signals-{number:05d}.safetensors"
 
 
-def shard_files(folder: Path) -> list[Path]:
+def shard_files(folder: Path, file: ShardFile = shard_file) -> list[Path]:
     """All shards of a finished cache, in the order of the examples."""
-    return sorted(folder.glob("signals-*.safetensors"))
+    return list(takewhile(Path.is_file, (file(folder, number) for number in count())))
 
 
 def cache_files(folder: Path) -> list[Path]:
@@ -73,18 +75,25 @@ class SignalCache(Iterable[Spread]):
     Args:
         binding: what it must have been made of.
         only: which of all positions are wanted; None: every one.
+        file: where a shard lies.
 
     Raises:
         TrustError: it was made of something else; the message names what.
     """
 
-    def __init__(self, folder: Path, binding: Binding, only: NDArray[bool_] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        binding: Binding,
+        only: NDArray[bool_] | None = None,
+        file: ShardFile = shard_file,
+    ) -> None:
         found = json.loads((folder / DESCRIPTION).read_bytes())
         _demand_equal(folder, found["made_of"], binding)
         how = dict(found["kept"])
         self.kept: Kept = KINDS[how.pop("kind")](**how)
         self._head = folder / HEAD
-        self._shards = shard_files(folder)
+        self._shards = shard_files(folder, file)
         self._only = only
 
     @property

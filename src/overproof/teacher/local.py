@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors import SafetensorError  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from overproof.core.artifact import Json, Resource  # noqa: E402
-from overproof.core.config import Recipe, Shot  # noqa: E402
+from overproof.core.config import Shot  # noqa: E402
 from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
 from overproof.policy import match  # noqa: E402
@@ -51,6 +51,9 @@ UNREADABLE = (
     SafetensorError,
     struct.error,
 )
+
+
+Turn = dict[str, str]  # of a conversation: `role` and `content`
 
 
 @dataclass(frozen=True)
@@ -115,16 +118,9 @@ class Teacher:
         Raises:
             StageError: the chat template refuses it.
         """
-        turns = [{"role": "system", "content": system}] if system else []
-        for shot in shots:
-            turns += [
-                {"role": "user", "content": shot.prompt},
-                {"role": "assistant", "content": shot.answer},
-            ]
-        turns.append({"role": "user", "content": prompt})
         try:
             ids = self.tokenizer.apply_chat_template(
-                turns,
+                conversation(prompt, system, shots),
                 add_generation_prompt=True,
                 return_dict=False,
                 chat_template=self.chat_template,
@@ -185,6 +181,17 @@ class Teacher:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
+def conversation(prompt: str, system: str | None, shots: Sequence[Shot] = ()) -> list[Turn]:
+    """The turns up to where the assistant speaks; see `Teacher.prompt_ids`."""
+    turns = [{"role": "system", "content": system}] if system else []
+    for shot in shots:
+        turns += [
+            {"role": "user", "content": shot.prompt},
+            {"role": "assistant", "content": shot.answer},
+        ]
+    return [*turns, {"role": "user", "content": prompt}]
+
+
 def identify(name: str) -> tuple[Path, Resource]:
     """Find a teacher's files and their digest, without loading it.
 
@@ -214,23 +221,9 @@ def identify(name: str) -> tuple[Path, Resource]:
             f"no teacher {name!r}",
             details=[f"built in: {', '.join(BUILTIN_PREFIX + key for key in BUILTINS)}"],
             hint="give builtin:NAME, a model folder, a .gguf file, or OWNER/NAME on the hub; a "
-            "service cannot teach yet (`overproof terms` says whether it may)",
+            "service teaches through teacher.endpoint, see docs/remote.md",
         )
     return _from_hub(name)
-
-
-def origins(recipe: Recipe) -> list[tuple[Path, Resource]]:
-    """The teacher, and the model that the student is cut from if that is another; see `identify`.
-
-    Raises:
-        what `identify` raises.
-    """
-    found = [identify(recipe.teacher.model)]
-    if recipe.student.base is not None:
-        path, resource = identify(recipe.student.base)
-        if resource.sha256 != found[0][1].sha256:
-            found.append((path, replace(resource, kind="base")))
-    return found
 
 
 def load(name: str) -> Teacher:

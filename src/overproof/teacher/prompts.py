@@ -52,7 +52,7 @@ class Asked:
         prefix: tokens that every conversation starts with.
         student_prefix: the same of the student, which is not shown the shots.
         requests: of each split, by its file's name.
-        texts: the held-out prompts as they were certified, by key.
+        prompts: all prompts as they were certified, by key. texts: the held-out ones.
         checks: what is right, of the records that say so, by key.
         thinking: the chat template has begun the reasoning at the end of a prompt.
     """
@@ -60,6 +60,7 @@ class Asked:
     prefix: tuple[int, ...]
     student_prefix: tuple[int, ...]
     requests: dict[str, list[Request]]
+    prompts: dict[str, str]
     texts: dict[str, str]
     checks: dict[str, Mapping[str, Any]]
     thinking: bool = False
@@ -103,7 +104,13 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
     )
     texts = {one.key: one.text for one in prompts[HELDOUT]}
     return Asked(
-        prefix, alone, requests, texts, checks, begins_to_think(teacher, next(iter(ids.values())))
+        prefix,
+        alone,
+        requests,
+        {prompt.key: prompt.text for prompt in every},
+        texts,
+        checks,
+        begins_to_think(teacher, next(iter(ids.values()))),
     )
 
 

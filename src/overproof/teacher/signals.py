@@ -25,6 +25,8 @@ from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.digest import sha256_json  # noqa: E402
 from overproof.core.disk import link_or_copy  # noqa: E402
+from overproof.core.errors import UsageError  # noqa: E402
+from overproof.core.methods import Text  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.teacher.answers import Answers, made_of, read  # noqa: E402
@@ -166,7 +168,13 @@ def cache(
     teacher reads its answers once more.
 
     The cache says what it is bound to: teacher, tokenizer, template, texts and sampler.
+
+    Raises:
+        UsageError: the recipe asks for none.
     """
+    chosen = recipe.signals
+    if isinstance(chosen, Text):
+        raise UsageError("signals.kind `text` has no distributions to cache")
 
     def make(work: Work) -> Json:
         answers = read(samples)
@@ -182,7 +190,7 @@ def cache(
     def own_pass(work: Work, answers: Answers) -> None:
         tokens = sum(len(example.tokens) for example in answers.train)
         model = load().half
-        kept = kept_of(recipe.signals).within(model.config.vocab_size)
+        kept = kept_of(chosen).within(model.config.vocab_size)
         describe(work.folder, kept, made_of(samples, recipe), model.lm_head.weight)
         with meter("signals", tokens, "tokens") as progress:
             write_signals(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -83,3 +84,10 @@ def written_ids(state: Json) -> list[int]:
             found += row["ids"]
         found += [step[side][1] for side in ("cls", "sep") if side in step]
     return found
+
+
+def byte_alphabet() -> list[str]:
+    """The character that stands for each byte (GPT-2's table): itself if it can be printed."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = count(256)
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]

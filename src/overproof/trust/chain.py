@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from overproof.core.contract import ORIGINS
 from overproof.core.errors import TrustError
 from overproof.trust.predicates import Dependency
 from overproof.trust.proofs import Proofs
@@ -12,10 +13,9 @@ from overproof.trust.statement import Stage
 from overproof.trust.strict import shown
 
 SOURCE, DATASET = "source", "dataset"
-ORIGINS = ("teacher", "base")  # models that the student learned from, or has weights of
 ENDS = (SOURCE, *ORIGINS, "code")  # kinds of resources where the walk may end
 MODEL, EXPORT = "model/", "export/"
-MODEL_KIND, EXPORT_KIND = "student", "export"
+MODEL_KIND, EXPORT_KIND, SAMPLES = "student", "export", "samples"
 
 
 @dataclass(frozen=True)

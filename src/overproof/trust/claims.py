@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from overproof.core.contract import REMOTE
 from overproof.trust.chain import Chain
 from overproof.trust.coverage import Coverage
-from overproof.trust.predicates import Certificate, Evaluation, Interval, TermsVerdict
+from overproof.trust.predicates import (
+    Arm,
+    Certificate,
+    Evaluation,
+    RemoteTeacher,
+    TermsVerdict,
+)
 from overproof.trust.proofs import Proofs
 from overproof.trust.strict import shown
 
@@ -79,7 +86,10 @@ def _origins(chain: Chain, coverage: Coverage, signed: Level) -> list[Claim]:
             f"sha256:{end.digest.sha256}",
         )
         for end in chain.origins()
+        if end.annotations.kind != REMOTE  # it has no weights to show
     ]
+    for remote in coverage.remotes:
+        found += _remote(remote, signed)
     found += [
         Claim(f"terms permit {shown(verdict.teacher.name)}", signed, _terms(verdict))
         for verdict in coverage.verdicts
@@ -89,6 +99,26 @@ def _origins(chain: Chain, coverage: Coverage, signed: Level) -> list[Claim]:
     if coverage.trusted:
         found.append(Claim("other obligations met", signed, f"{coverage.trusted}"))
     return found
+
+
+def _remote(remote: RemoteTeacher, signed: Level) -> list[Claim]:
+    """A teacher behind an endpoint: what is signed is what the service said of itself."""
+    name = shown(remote.teacher.name)
+    answered = ", ".join(
+        f"{count:,} answers as {shown(by)}" for by, count in remote.answered.items()
+    )
+    return [
+        Claim(
+            f"teacher {name}, remote",
+            signed,
+            f"{answered}, at {shown(remote.origin)}, {shown(remote.first)} to {shown(remote.last)}",
+        ),
+        Claim(
+            f"which model answered as {name}",
+            "unknown",
+            "a model id is the service's word; its weights were not seen",
+        ),
+    ]
 
 
 def _terms(verdict: TermsVerdict) -> str:
@@ -113,7 +143,7 @@ def _datasets(certificates: Sequence[tuple[str, Certificate]], signed: Level) ->
 
 def _quality(proofs: Proofs, coverage: Coverage, signed: Level) -> list[Claim]:
     found = [
-        Claim("quality on held-out prompts", signed, _interval(item.student.kl_nats_per_token))
+        Claim("quality on held-out prompts", signed, _measured(item.student))
         for _, item in proofs.of(Evaluation)
     ]
     found += [
@@ -127,7 +157,11 @@ def _quality(proofs: Proofs, coverage: Coverage, signed: Level) -> list[Claim]:
     return found
 
 
-def _interval(found: Interval | None) -> str:
-    if found is None:
-        return "no KL stated"
-    return f"KL {found.value:.3g} [{found.low:.3g}, {found.high:.3g}] nats per token"
+def _measured(student: Arm) -> str:
+    for found, what in (
+        (student.kl_nats_per_token, "KL {} nats per token"),
+        (student.nats_per_byte, "cross-entropy {} nats per byte of the teacher's answers"),
+    ):
+        if found is not None:
+            return what.format(f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]")
+    return "no KL stated"

@@ -27,9 +27,11 @@ from overproof.trust.predicates import (
     DatasetHead,
     Obligation,
     ParityReceipt,
+    RemoteTeacher,
     TermsVerdict,
 )
 from overproof.trust.proofs import Proofs, Signed
+from overproof.trust.remote import check_remotes
 from overproof.trust.strict import SHA256_HEX, shown
 
 PERMITS = ("allow", "allow_with")
@@ -50,6 +52,7 @@ class Coverage:
         trusted: obligations that only the signer can vouch for.
         certificates: one for each dataset, with the dataset's name.
         parity: receipts of builds.
+        remotes: what is known of each teacher behind an endpoint.
     """
 
     verdicts: tuple[TermsVerdict, ...]
@@ -57,6 +60,7 @@ class Coverage:
     trusted: int
     certificates: tuple[tuple[str, Certificate], ...]
     parity: tuple[ParityReceipt, ...]
+    remotes: tuple[RemoteTeacher, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
     4. Each parity receipt is about an export stage and keeps its own bounds.
     5. For each file in `export/TARGET/`: the receipt of that target, about a stage that made it;
        and no receipt beside these.
+    6. For each teacher behind an endpoint: who answered, as the stage says that asked it.
 
     Raises:
         TrustError: a rule is broken; `details` name the file.
@@ -110,8 +115,15 @@ def cover(proofs: Proofs, chain: Chain, folder: Folder) -> Coverage:
     certificates = _check_datasets(proofs, chain)
     # 4. and 5.
     parity = _check_builds(proofs, chain)
+    # 6.
+    remotes = check_remotes(proofs, chain)
     return Coverage(
-        tuple(verdict for _, verdict in verdicts), rechecked, trusted, certificates, parity
+        tuple(verdict for _, verdict in verdicts),
+        rechecked,
+        trusted,
+        certificates,
+        parity,
+        remotes,
     )
 
 

@@ -184,6 +184,27 @@ class TermsVerdict(Open):
     obligations: tuple[Obligation, ...]
 
 
+class RemoteTeacher(Open):
+    """Who answered behind an endpoint: the service's word, as it came; nobody saw its weights."""
+
+    teacher: Named = Field(description="what was asked for; the digest is that of name and URL")
+    asked: str = Field(description="model that the requests named")
+    origin: str = Field(description="scheme, host and port of the endpoint")
+    channel: Literal["api"]
+    operator: Literal["vendor", "own"] = Field(description="whose server it is, as the signer says")
+    answered: dict[str, Count] = Field(
+        min_length=1, max_length=1, description="the id in the answers, and how many came"
+    )
+    fingerprints: dict[str, Count] = Field(description="system fingerprints, and answers of each")
+    first: str = Field(description="when the first answer came, UTC, by the asker's clock")
+    last: str = Field(description="when the last one came")
+    answers: Count
+    left_out: Count = Field(description="answers that nothing was learned from")
+    prompt_tokens: Count = Field(description="as the service counted")
+    answer_tokens: Count
+    weights: Literal["unknown"] = Field(description="nobody but the service can know them")
+
+
 class Interval(Open):
     """A measured value with its confidence interval."""
 
@@ -198,6 +219,9 @@ class Arm(Open):
     kl_nats_per_token: Interval | None = None
     top1_agreement: Interval | None = None
     perplexity: Interval | None = None
+    nats_per_byte: Interval | None = Field(
+        None, description="cross-entropy of the teacher's answers, where only these are known"
+    )
     pass_at_1: Interval | None = Field(
         None, description="share of held-out problems that one answer solves, where records say how"
     )
@@ -255,6 +279,7 @@ class Release(Exact):
 OWN: dict[str, type[BaseModel]] = {
     "certificate": Certificate,
     "terms-verdict": TermsVerdict,
+    "remote-teacher": RemoteTeacher,
     "evaluation": Evaluation,
     "parity-receipt": ParityReceipt,
     "release": Release,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import UsageError
-from overproof.teacher.answers import _unique, _write, _write_signals
+from overproof.teacher.answers import _unique, _write, write_signals
 from overproof.teacher.cache import shard_file
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
@@ -101,7 +101,7 @@ def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path, prompts: bool
         journal.add(key, tokens, kept.to_bytes(signals))
     rows = _unique(requests, journal)
     assert _write(tmp_path / "train.jsonl", rows) == 5
-    _write_signals(tmp_path, rows, journal, kept)
+    write_signals(tmp_path, rows, journal, kept)
     journal.close()
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     assert [tuple(json.loads(line).values()) for line in lines] == [

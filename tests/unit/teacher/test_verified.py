@@ -56,7 +56,7 @@ def test_only_right_answers_stay() -> None:
 
 
 def asked(checks: dict) -> Asked:
-    return Asked((), (), {}, {}, checks)
+    return Asked((), (), {}, {}, {}, checks)
 
 
 def certified(folder: Path, name: str, check: dict | None) -> Artifact:

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-def kept_of(config: methods.Signals) -> Kept:
+def kept_of(config: methods.Cached) -> Kept:
     """What a recipe says."""
     prompts, temperature = config.prompts, config.temperature
     match config:

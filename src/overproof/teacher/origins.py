@@ -1,0 +1,84 @@
+"""The models that a student comes from: whom it learns from, and what it is cut from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from overproof.core.artifact import Resource
+from overproof.core.config import Recipe
+from overproof.core.contract import BASE
+from overproof.teacher import local
+from overproof.teacher.remote import stage as remote
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model that a student comes from.
+
+    Attributes:
+        name: as the recipe has it.
+        place: its folder or file, from the root; None: behind an endpoint.
+        resource: what stands for it in every proof.
+    """
+
+    name: str
+    place: Path | None
+    resource: Resource
+
+
+@dataclass(frozen=True)
+class Origins:
+    """All of them.
+
+    Attributes:
+        base: what the student is cut from, where that is not the teacher. A teacher behind an
+            endpoint has no weights: there always is one then.
+    """
+
+    teacher: Origin
+    base: Origin | None = None
+
+    @property
+    def each(self) -> list[Origin]:
+        """The teacher first."""
+        return [self.teacher, *([self.base] if self.base else [])]
+
+    @property
+    def places(self) -> list[tuple[Path | None, Resource]]:
+        """Of each where it is, and what stands for it."""
+        return [(one.place, one.resource) for one in self.each]
+
+    @property
+    def remote(self) -> Resource | None:
+        """The teacher, if it is behind an endpoint."""
+        return self.teacher.resource if self.teacher.place is None else None
+
+    @property
+    def here(self) -> Origin:
+        """The model in whose tokens and template the answers are: the teacher, if it is here."""
+        return self.base if self.base and self.remote else self.teacher
+
+    @property
+    def other(self) -> Origin | None:
+        """The base, where the answers are in the tokens of another model."""
+        return None if self.base is self.here else self.base
+
+
+def find(recipe: Recipe) -> Origins:
+    """Identify them, without loading or asking any.
+
+    Raises:
+        what `local.identify` raises.
+    """
+    name, base = recipe.teacher.model, recipe.student.base
+    if recipe.teacher.endpoint is not None:
+        teacher = Origin(name, None, remote.identify(recipe))
+    else:
+        teacher = Origin(name, *local.identify(name))
+    if base is None:
+        return Origins(teacher)
+    place, resource = local.identify(base)
+    if resource.sha256 == teacher.resource.sha256:  # the same model under another name or path
+        return Origins(teacher)
+    return Origins(teacher, Origin(base, place, replace(resource, kind=BASE)))
