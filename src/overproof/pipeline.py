@@ -111,7 +111,7 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         plain = samples
         if text_only:  # the student's own training; the control arm learns from its base's text
             plain = own = answers.sample(
-                load, train, heldout, weights, terms, recipe, store, name="base-samples"
+                load, train, heldout, weights, terms, recipe, store, name="base_samples"
             )
     load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
     student = arms.student(load, start, samples, cached, recipe, weights, store)
@@ -125,9 +125,9 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     speed = quality.speed(load, builds, weights, store)
 
     parts = Parts(
-        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, own=own,
-        initial=start, student=student, control=control, evaluation=evaluation, export=builds,
-        speed=speed,
+        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached,
+        base_samples=own, initial=start, student=student, control=control, evaluation=evaluation,
+        export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
         return publish(parts, recipe, decision, plan, origins, out, signer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 USE = "train-released-student"
 # Kinds of inputs beside `teacher`: one behind an endpoint, a name at a place with no weights to
 # hash; and the model that a student is then cut from, which must be permitted as a teacher must.
-REMOTE, BASE = "remote-teacher", "base"
+REMOTE, BASE = "teacher-endpoint", "student-base"
 NOTICE = "proof/NOTICE"
 CARD = "README.md"
 LICENCES = "proof/licences"  # folder of the licences' texts, each `ID.txt`

@@ -46,7 +46,7 @@ class Parts:
     terms: Artifact
     samples: Artifact
     signals: Artifact | None
-    own: Artifact | None  # the base's own answers, which a control arm learns from
+    base_samples: Artifact | None
     initial: Artifact
     student: Artifact
     control: Artifact | None
@@ -196,7 +196,7 @@ def _training(parts: Parts, recipe: Recipe) -> f.Training:
     objective = (
         f"{method.divergence(recipe.train.divergence)} to the teacher's cached distributions"
     )
-    control = "cross-entropy on the base's own text" if parts.own else text
+    control = "cross-entropy on the base's own text" if parts.base_samples else text
     return f.Training(
         _run(parts.student, objective if parts.signals else text),
         _run(parts.control, control) if parts.control else None,

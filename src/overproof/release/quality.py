@@ -14,6 +14,7 @@ device.prepare()
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import ExportConfig, Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
+from overproof.core.contract import BASE  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.release import solve  # noqa: E402
@@ -214,10 +215,12 @@ def speed(
     Speeds differ from run to run, so they are measured times of the manifest, not facts of it.
     """
 
+    larger = "base" if resource.kind == BASE else TEACHER
+
     def make(work: Work) -> Json:
         teacher = load()
         target = find(SPEED_TARGET)
-        file = work.scratch(f"{resource.kind}.gguf")
+        file = work.scratch(f"{larger}.gguf")
         if not file.is_file():
             half = file.with_suffix(".half")
             write_loaded(target, teacher.model, teacher.tokenizer, half)
@@ -227,12 +230,12 @@ def speed(
             for entry in export.manifest["files"]
             if entry["name"].startswith(f"{SPEED_TARGET}/") and entry["name"].endswith(".gguf")
         )
-        found = measure({resource.kind: file, "student": student})
+        found = measure({larger: file, "student": student})
         work.measured.update({name: one.to_json() for name, one in found.items()})
         work.measured["machine"] = host.machine()
         return {"target": SPEED_TARGET}
 
-    inputs: dict[str, Input] = {"export": export, resource.kind: resource}
+    inputs: dict[str, Input] = {"export": export, larger: resource}
     return build(
         store, "speed", inputs=inputs, config={"target": SPEED_TARGET}, make=make, layer="release"
     )
