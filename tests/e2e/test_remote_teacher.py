@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     train.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     heldout.write_text("".join(json.dumps({"prompt": f"{t} Now"}) + "\n" for t in TEXTS[:3]))
     keys.create(folder, "signer")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # one worker a pool: pools are tested elsewhere
     with serving() as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEACHER_KEY", KEY)
         proxy = Proxy(address)
@@ -40,6 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert pipeline.run(config(folder)).exit_code == 0
         assert len(proxy.asked) == 11
         proxy.close()
+    os.sched_setaffinity(0, cores)
     yield folder
 
 
@@ -80,7 +84,7 @@ def test_verify_says_what_is_known_of_the_teacher_and_what_is_not(place: Path) -
 
 def test_the_report_shows_what_was_measured_and_leaves_out_what_was_not(place: Path) -> None:
     found = report(place)
-    for arm in ("student", "untrained", "control"):
+    for arm in ("student", "untrained"):
         interval = found[arm]["nats_per_byte"]
         assert 0 < interval["low"] <= interval["value"] <= interval["high"]
         assert found[arm]["kl_nats_per_token"] is None
@@ -110,8 +114,7 @@ def test_the_student_learned_from_the_answers_by_cross_entropy(place: Path) -> N
         for row in json.loads((place / "out/stages/student/artifact.json").read_bytes())["inputs"]
     }
     assert inputs == {"initial", "samples"}
-    control = json.loads((place / "out/stages/control/artifact.json").read_bytes())["inputs"]
-    assert {row["name"] for row in control} == {"initial", "base-samples"}
+    assert not (place / "out/stages/control").exists()
 
 
 def test_the_key_is_nowhere(place: Path) -> None:

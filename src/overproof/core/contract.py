@@ -10,7 +10,7 @@ from __future__ import annotations
 USE = "train-released-student"
 # Kinds of inputs that must be permitted: a teacher; one behind an endpoint, a name at a place with
 # no weights to hash; and a model that the student is cut from, where that is another one.
-TEACHER, REMOTE, BASE = ORIGINS = ("teacher", "remote-teacher", "base")
+TEACHER, REMOTE, BASE = ORIGINS = ("teacher", "teacher-endpoint", "base")
 NOTICE = "proof/NOTICE"
 CARD = "README.md"
 LICENCES = "proof/licences"  # folder of the licences' texts, each `ID.txt`

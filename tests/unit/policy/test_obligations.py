@@ -26,7 +26,8 @@ from overproof.policy.obligations import (
     unmet,
 )
 from overproof.policy.rows import Obligation, load_rows
-from overproof.teacher.local import identify, origins
+from overproof.teacher.local import identify
+from overproof.teacher.origins import find
 
 TODAY = date(2026, 11, 24)
 GEMMA_TEXT = "Gemma Terms of Use\n" + "terms " * 200
@@ -237,7 +238,7 @@ def test_what_the_student_is_cut_from_is_judged_too(tmp_path: Path) -> None:
         teacher = f"teacher.model={tmp_path / 'SmolLM2-360M'}"
         settings = [teacher, f"student.base={tmp_path / base}", *more]
         recipe = load_recipe(find_recipe("support"), settings)
-        return permit(recipe, origins(recipe))
+        return permit(recipe, find(recipe).places)
 
     found, plan = asked("Llama-3.1-8B")
     assert [one.display for one in found.rulings] == ["SmolLM2-360M", "Llama-3.1-8B"]

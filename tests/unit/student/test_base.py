@@ -14,6 +14,7 @@ from overproof.core.artifact import Artifact, Resource
 from overproof.core.errors import StageError, UsageError
 from overproof.student import initial
 from overproof.teacher import local
+from overproof.teacher.origins import find
 from overproof.teacher.signals import cache
 
 SMALL = {"layers": 2, "seed": 5, "hidden_size": 48, "intermediate_size": 96}
@@ -103,5 +104,21 @@ def test_the_teacher_under_another_path_is_no_other_model(tmp_path: Path) -> Non
     teacher, same = (tiny.save(tmp_path / name) for name in ("SmolLM2-a", "SmolLM2-b"))
     other = tiny.save(tmp_path / "SmolLM2-c", **SMALL)
     for base, kinds in ((same, ["teacher"]), (other, ["teacher", "base"])):
-        found = local.origins(recipe(f"teacher.model={teacher}", f"student.base={base}"))
-        assert [resource.kind for _, resource in found] == kinds
+        found = find(recipe(f"teacher.model={teacher}", f"student.base={base}"))
+        assert [one.resource.kind for one in found.each] == kinds
+        assert found.here is found.teacher
+        assert found.other is found.base
+
+
+def test_without_signals_layers_are_measured_against_the_bases_own(tmp_path: Path) -> None:
+    text = ("signals={kind: text}", "train.divergence={kind: cross-entropy}", "train.control=false")
+    asked = recipe(
+        *SHAPE, "student.base=tiny", "student.layers=2", "student.calibration_tokens=40", *text
+    )
+    made, teacher = samples(tmp_path, asked, None, 40), tiny.teacher()
+    here = replace(teacher.resource, kind="base")
+    found = initial.initial(lambda: teacher, made, None, asked, here, tmp_path)
+    assert len(found.facts["kept_layers"]) == 2
+    assert found.facts["removals"][0]["kl_nats_per_token"] > 0
+    assert "teacher" not in found.facts  # of a teacher that is not here no size is known
+    assert [row["role"] for row in found.manifest["inputs"]][:1] == ["base"]

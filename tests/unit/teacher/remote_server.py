@@ -198,6 +198,11 @@ teacher:
 sample: {{prompts: 6, heldout_prompts: 3, temperature: 0.2, top_p: 0.9, max_new_tokens: 6}}
 signals: {{kind: text}}
 student: {{name: SmolLM2-Remote, base: "{base}", layers: 2, vocabulary: 290, importance: even}}
-train: {{steps: 3, sequences: 1, sequence_length: 256}}
+train:
+  divergence: {{kind: cross-entropy}}
+  control: false
+  steps: 3
+  sequences: 1
+  sequence_length: 256
 export: {{min_agreement: 0.0, max_kl: 5.0}}
 """

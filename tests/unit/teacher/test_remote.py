@@ -380,6 +380,25 @@ def test_the_worst_is_never_less_than_what_was_used(
     assert worst == sum_of(recipe)
 
 
+def test_shots_are_sent_as_turns_and_counted(tmp_path: Path) -> None:
+    plain = write(tmp_path, "http://localhost:8000/v1")
+    shown = write(
+        tmp_path, "http://localhost:8000/v1", "teacher.shots=[{prompt: One?, answer: Two.}]"
+    )
+    turns = stage.body("Three?", 1, shown)["messages"]
+    assert [(turn["role"], turn["content"]) for turn in turns] == [
+        ("system", str(shown.teacher.system)),
+        ("user", "One?"),
+        ("assistant", "Two."),
+        ("user", "Three?"),
+    ]
+    first, second = (
+        stage.question("Three?", stage.Request.make("a", (), 0), one) for one in (plain, shown)
+    )
+    assert first.key != second.key
+    assert second.worst.prompt == first.worst.prompt + len("One?Two.")
+
+
 def sum_of(recipe: Recipe) -> Tokens:
     every = [*PROMPTS, *(f"{text} Now" for text in PROMPTS[:3])]
     found = [stage.question(t, stage.Request.make("a", (), 0), recipe).worst for t in every]

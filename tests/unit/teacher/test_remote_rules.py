@@ -123,7 +123,7 @@ def test_currencies_are_not_mixed(tmp_path: Path) -> None:
         Ledger(tmp_path / "ledger.jsonl", "USD")
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)  # it syncs to the disk
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), max_size=20), st.integers(1, 400)
 )
@@ -182,7 +182,7 @@ def recipe(tmp_path: Path, *more: str) -> Recipe:
         ("signals={kind: top-k}", "no more: prompts: false"),
         ("train.divergence={kind: reverse-kl}", "cross-entropy"),
         ("train.on_policy={warm_start: 0.0, fraction: 1.0}", "needs the teacher's weights"),
-        ("teacher.endpoint=null", "go with teacher.endpoint"),
+        ("train.control=true", "is what the control arm has"),
         ("teacher.endpoint.extra={model: x}", "which requests say for themselves"),
         ("teacher.endpoint.url=ftp://x", "wanted http:// or https://"),
         ("teacher.endpoint.urls=x", "unknown key"),
@@ -208,6 +208,15 @@ def test_a_secret_in_the_recipe_is_refused_and_not_shown(tmp_path: Path, change:
     with pytest.raises(UsageError) as caught:
         recipe(tmp_path, change)
     assert "SECRET" not in caught.value.render()
+
+
+def test_checked_answers_have_a_control_arm(tmp_path: Path) -> None:
+    found = recipe(tmp_path, "train.control=true", "sample.verified=true")
+    assert found.solving
+
+
+def test_a_teacher_here_may_give_its_text_alone_too(tmp_path: Path) -> None:
+    assert recipe(tmp_path, "teacher.endpoint=null").by_text
 
 
 def test_signals_of_an_endpoint(tmp_path: Path) -> None:

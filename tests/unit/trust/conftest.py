@@ -18,6 +18,14 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> trust_release.Synthetic:
     return made
 
 
+@pytest.fixture(scope="session")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> trust_release.Synthetic:
+    """One whose teacher answered behind an endpoint."""
+    made = trust_release.make_remote(tmp_path_factory.mktemp("remote"))
+    made.attest()
+    return made
+
+
 @pytest.fixture
 def release(sealed: trust_release.Synthetic, tmp_path: Path) -> Path:
     """A copy of it, to be damaged."""

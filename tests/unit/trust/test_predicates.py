@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from overproof.core.errors import TrustError
 from overproof.trust import predicates
 from overproof.trust.folder import Folder
-from overproof.trust.proofs import read_proofs
+from overproof.trust.proofs import Signed, read_proofs
 
 DOCS = Path(__file__).parents[3] / "docs/predicates"
 
@@ -29,9 +29,15 @@ def test_the_published_schema_is_the_one_in_use(short: str) -> None:
     assert (DOCS / f"{short}.md").read_text(encoding="utf-8").startswith(f"# {short}\n")
 
 
-def test_what_attest_writes_fits_the_schemas(sealed: trust_release.Synthetic) -> None:
+def signed(*made: trust_release.Synthetic) -> list[Signed]:
+    return [item for one in made for item in read_proofs(Folder.list(one.release)).signed]
+
+
+def test_what_attest_writes_fits_the_schemas(
+    sealed: trust_release.Synthetic, remote: trust_release.Synthetic
+) -> None:
     seen = set()
-    for item in read_proofs(Folder.list(sealed.release)).signed:
+    for item in signed(sealed, remote):
         kind = item.statement.predicate_type
         for short in predicates.OWN:
             if kind == predicates.type_uri(short):
@@ -42,12 +48,12 @@ def test_what_attest_writes_fits_the_schemas(sealed: trust_release.Synthetic) ->
 
 @pytest.mark.parametrize("short", predicates.OWN)
 def test_model_and_schema_agree_on_what_is_missing(
-    short: str, sealed: trust_release.Synthetic
+    short: str, sealed: trust_release.Synthetic, remote: trust_release.Synthetic
 ) -> None:
     """Each field taken away in turn: refused by both or by neither."""
     uri = predicates.type_uri(short)
-    proofs = read_proofs(Folder.list(sealed.release))
-    whole = next(i.statement.predicate for i in proofs.signed if i.statement.predicate_type == uri)
+    every = [item.statement for item in signed(sealed, remote)]
+    whole = next(one.predicate for one in every if one.predicate_type == uri)
     validator = Draft202012Validator(published(short))
     for gone in whole:
         part = {key: value for key, value in whole.items() if key != gone}

@@ -11,6 +11,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from overproof.core import contract
 from overproof.core.artifact import Artifact, Resource, Work, build
 from overproof.core.digest import pretty
 from overproof.trust.attest import Predicate, attest
@@ -164,6 +165,52 @@ def make(folder: Path) -> Synthetic:
             ("parity-receipt", build_, PARITY),
         ),
         signing_key(),
+    )
+
+
+REMOTE = Resource(contract.REMOTE, "big-model", "https://api.example.org", "44" * 32)
+ANSWERED = {
+    "asked": "big-model",
+    "origin": "https://api.example.org",
+    "channel": "api",
+    "operator": "vendor",
+    "answered": {"big-model-2026-10-01": 3},
+    "fingerprints": {"fp_1": 2, "none": 1},
+    "first": "2026-11-24T09:00:00Z",
+    "last": "2026-11-24T09:10:00Z",
+    "answers": 3,
+    "left_out": 0,
+    "prompt_tokens": 90,
+    "answer_tokens": 60,
+    "weights": "unknown",
+}
+
+
+def make_remote(folder: Path, facts: dict[str, Any] = ANSWERED) -> Synthetic:
+    """The same, of a student whose teacher was asked at an endpoint; its base is `TEACHER`."""
+    made, store = make(folder), folder / "store"
+    base = replace(TEACHER, kind=contract.BASE)
+    inputs = {"teacher": REMOTE, "base": base, "data": made.named("train")}
+    samples = artifact(store, "samples", "samples", inputs, {"a": b"b"}, {"remote": facts})
+    weights = {"model.safetensors": b"student weights", "config.json": b'{"layers":2}'}
+    student = artifact(store, "student", "student", {"samples": samples}, weights, {"loss": 0.25})
+    files = {"gguf-q8_0/model.gguf": b"GGUF build"}
+    build_ = artifact(store, "export", "export", {"student": student}, files, PARITY)
+    name = {"name": REMOTE.name, "sha256": REMOTE.sha256}
+    of_it = {**terms(), "teacher": name, "channel": "api", "obligations": []}
+    measured = {"student": {"nats_per_byte": {"value": 0.9, "low": 0.8, "high": 1.0}}}
+    said = {"teacher": name, **facts}
+    return replace(
+        made,
+        artifacts=(made.named("train"), samples, student, build_),
+        predicates=(
+            made.predicates[0],
+            ("terms-verdict", samples, of_it),
+            ("terms-verdict", samples, terms()),
+            ("remote-teacher", samples, said),
+            ("evaluation", student, measured),
+            ("parity-receipt", build_, PARITY),
+        ),
     )
 
 

@@ -94,5 +94,5 @@ def in_words(spent: Spent, price: Price | None) -> str:
     if price is not None:
         words = f"{spent.money:,.4f} {price.currency}, {words}"
     if spent.guessed:
-        words += f"; {spent.guessed:,} requests whose usage nobody gave are counted at their worst"
+        words += f"; counted at their worst, as nobody gave their usage: {spent.guessed:,} requests"
     return words
