@@ -79,6 +79,13 @@ class StudentConfig(Section):
         None, description="inner width of each MLP, all by default; a multiple of 64 runs fastest"
     )
     vocabulary: Positive = Field(description="tokens kept, byte fallback included")
+    experts: Positive | None = Field(
+        None,
+        description="routed experts kept in each layer of a mixture of experts, all by default",
+    )
+    spare_experts: Literal["drop", "merge"] = Field(
+        "drop", description="what becomes of the others: left out, or averaged into the nearest"
+    )
     importance: Literal["greedy-kl", "angular", "even"] = Field(
         "greedy-kl", description="how the layers to drop are chosen"
     )

@@ -11,6 +11,8 @@ from overproof.core import device, host
 
 device.prepare()
 
+import torch  # noqa: E402
+
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import ExportConfig, Recipe  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
@@ -27,10 +29,10 @@ from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import halved, mixed  # noqa: E402
+from overproof.teacher.forward import fast_dtype, halved, mixed  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
-from overproof.teacher.sample import Sampler, places_for  # noqa: E402
+from overproof.teacher.sample import sampler  # noqa: E402
 
 RESULT = "evaluation.json"
 SPEAKERS = ("student", "control")  # whose answers are shown beside the teacher's
@@ -110,7 +112,7 @@ def _rates(
     }
     for name, arm in arms.items():
         model = first.load_model(arm.path)
-        if device.processor().bf16:
+        if fast_dtype(model) == torch.bfloat16:
             model = halved(model)
         student = solve.Solver.of_student(model, vocabulary, teacher, answers)
         rates[name] = solve.solve(student, answers, recipe, folder, name)
@@ -142,8 +144,7 @@ def _side_by_side(
     )
     said: dict[str, dict[str, str]] = {}
     for name, model in models.items():
-        places = places_for(head, requests, drawing)
-        drawn = Sampler(model, head, drawing, places).draw(requests)
+        drawn = sampler(model, head, requests, drawing).draw(requests)
         said[name] = {one.record: vocabulary.tokenizer.decode(text.tokens) for one, text in drawn}
     return [
         {

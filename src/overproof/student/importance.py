@@ -75,11 +75,16 @@ def choose_layers(
             f"student.layers is {config.layers}", details=[f"the teacher has {total} layers"]
         )
     if config.importance == "even":
-        span = max(config.layers - 1, 1)
-        return [round(i * (total - 1) / span) for i in range(config.layers)], []
+        return choose_layers_evenly(total, config.layers), []
     if config.importance == "angular":
         return _by_angle(teacher, config.layers, calibration)
     return _greedy(teacher, config.layers, calibration, meter)
+
+
+def choose_layers_evenly(total: int, keep: int) -> list[int]:
+    """Layers at equal distances, the first and the last among them."""
+    span = max(keep - 1, 1)
+    return [round(i * (total - 1) / span) for i in range(keep)]
 
 
 def _greedy(

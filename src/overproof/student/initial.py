@@ -23,12 +23,13 @@ from overproof.core.config import Recipe, SampleConfig, StudentConfig  # noqa: E
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
-from overproof.student import importance, shape  # noqa: E402
+from overproof.student import experts, general, importance, shape  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: E402
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.forward import packs  # noqa: E402
 from overproof.teacher.kept import Spread, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.signals import answer_rows, target_mask  # noqa: E402
@@ -57,7 +58,11 @@ def demand(teacher: Teacher, config: StudentConfig) -> None:
         UsageError: larger than the teacher, or a vocabulary with no room for bytes and control
             tokens.
     """
-    shape.demand_fit(teacher.model, config)
+    if packs(teacher.model):
+        experts.demand(teacher.model.config, config)
+        shape.demand_fit(teacher.model, config)
+    else:
+        general.demand_fit(teacher.model, config)
     demand_room(teacher.tokenizer_state, config.vocabulary, control_tokens(teacher))
 
 
@@ -73,8 +78,8 @@ def make(
     """Shape the student from the teacher.
 
     1. Trim the vocabulary to the task.
-    2. Choose the layers that stay.
-    3. Cut, and repair in closed form.
+    2. Choose the layers that stay, cut, and repair in closed form; or, where the layers are not
+       known one by one, cut as `general` does.
 
     Args:
         examples, signals: the teacher's training answers and its distributions there.
@@ -87,36 +92,60 @@ def make(
         teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control_tokens(teacher)
     )
     # 2.
-    half = teacher.half
     calibration = _calibration(
-        prefix, examples, signals, config.calibration_tokens, length, temperature
+        prefix,
+        examples,
+        signals,
+        config.calibration_tokens,
+        length,
+        temperature,
+        alone=not packs(teacher.model),
     )
-    trials = importance.trials(len(half.model.layers), config)
-    with meter("measuring layers", trials, "layers") as progress:
-        kept, removals = importance.choose_layers(half, config, calibration, progress)
-    # 3.
-    student = shape.cut(teacher.model, kept, vocabulary)
+    layers = teacher.model.config.num_hidden_layers
+    with meter("measuring layers", importance.trials(layers, config), "layers") as progress:
+        if packs(teacher.model):
+            kept = importance.choose_layers(teacher.half, config, calibration, progress)
+        else:
+            student, found = general.make(teacher.model, vocabulary, calibration, config, progress)
+    if packs(teacher.model):
+        student, found = _repaired(teacher, prefix, examples, vocabulary, kept, config, length)
     name_control_tokens(student.config, teacher, vocabulary)
+    facts = found | {
+        "vocabulary": vocabulary.size,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "teacher": {
+            "parameters": teacher.parameters,
+            "layers": layers,
+            "vocabulary": teacher.model.config.vocab_size,
+        },
+    }
+    return Initial(student, vocabulary, facts)
+
+
+def _repaired(
+    teacher: Teacher,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    chosen: tuple[list[int], list[importance.Removal]],
+    config: StudentConfig,
+    length: int,
+) -> tuple[Any, Json]:
+    """The student of these layers, each fitted to the teacher's states; and what was found."""
+    kept, removals = chosen
+    student = shape.cut(teacher.model, kept, vocabulary)
     head = vocabulary.spell(prefix)
     texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
     batch = pack(head, texts, length)
     with meter("repairing layers", len(kept), "layers") as progress:
         errors = shape.repair(
-            student, half, kept, batch, vocabulary, progress.advance, config.mlp_width
+            student, teacher.half, kept, batch, vocabulary, progress.advance, config.mlp_width
         )
-    facts = {
+    return student, {
         "kept_layers": kept,
         "removals": [{"layer": one.layer, "kl_nats_per_token": one.kl} for one in removals],
         "state_error_after_repair": errors,
-        "vocabulary": vocabulary.size,
-        "parameters": sum(p.numel() for p in student.parameters()),
-        "teacher": {
-            "parameters": teacher.parameters,
-            "layers": len(teacher.model.model.layers),
-            "vocabulary": teacher.model.config.vocab_size,
-        },
     }
-    return Initial(student, vocabulary, facts)
 
 
 def initial(
@@ -263,9 +292,11 @@ def _calibration(
     tokens: int,
     length: int,
     temperature: float = 1.0,
+    *,
+    alone: bool = False,
 ) -> importance.Calibration:
     few = _few(examples, tokens)
-    batch = pack(prefix, [example.tokens for example in few], length)
+    batch = pack(prefix, [example.tokens for example in few], length, alone=alone)
     wanted = target_mask(few)
     picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
     number = torch.from_numpy((np.cumsum(wanted) - 1)[batch.source_RT[picked]])

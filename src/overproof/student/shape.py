@@ -70,6 +70,18 @@ def demand_size(teacher: Any, config: StudentConfig) -> None:
         raise UsageError("the student is larger than its teacher", details=wrong)
 
 
+def cut_config(teacher: Any, kept: Sequence[int]) -> Any:
+    """A copy of the teacher's configuration, for these of its layers."""
+    config = copy.deepcopy(teacher)
+    count = config.num_hidden_layers
+    for name, value in vars(teacher).items():
+        # Settings layer by layer: the kind of attention, layers without rotary positions.
+        if isinstance(value, list) and len(value) == count and not name.endswith("_token_id"):
+            setattr(config, name, [value[layer] for layer in kept])
+    config.num_hidden_layers = len(kept)
+    return config
+
+
 def cut(teacher: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
     """A student of the kept layers and tokens, with the teacher's weights in fp32.
 
@@ -79,13 +91,7 @@ def cut(teacher: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
         StageError: the cut student does not run as the teacher's kept layers do; some setting
             of the architecture counts layers in a way that is not known here.
     """
-    config = copy.deepcopy(teacher.config)
-    count = config.num_hidden_layers
-    for name, value in vars(teacher.config).items():
-        # Settings layer by layer: the kind of attention, layers without rotary positions.
-        if isinstance(value, list) and len(value) == count and not name.endswith("_token_id"):
-            setattr(config, name, [value[layer] for layer in kept])
-    config.num_hidden_layers = len(kept)
+    config = cut_config(teacher.config, kept)
     config.vocab_size = vocabulary.size
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, None)  # the teacher's ids; the caller names the student's

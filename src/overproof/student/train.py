@@ -37,6 +37,7 @@ from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.rollouts import Judge, Shares, shares_of  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
+from overproof.teacher.forward import fast_dtype  # noqa: E402
 
 
 class Step(NamedTuple):
@@ -135,9 +136,8 @@ def train(
     # What cannot be packed is told here, not by a dead worker.
     next(batches(TrainSet.map(examples), config, seed))
     workers = max(1, min(device.cores(), config.sequences))
-    dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
     with sharing():
-        shared = Shared(student, workers, dtype)
+        shared = Shared(student, workers, fast_dtype(student))
         if judge:
             judge.model.share_memory()
     done = _last_checkpoint(folder, workers)
@@ -198,7 +198,9 @@ def batches(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[Packed]:
     examples, epoch = data.examples, 0
     while True:
         order = np.random.default_rng([seed, epoch]).permutation(len(examples)).tolist()
-        packed = pack(data.prefix.tolist(), examples, config.sequence_length, order)
+        packed = pack(
+            data.prefix.tolist(), examples, config.sequence_length, order, alone=data.alone
+        )
         whole = len(packed.tokens_RT) // config.sequences
         if not whole:
             raise UsageError(

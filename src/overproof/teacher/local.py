@@ -26,7 +26,7 @@ from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
 from overproof.policy import match  # noqa: E402
 from overproof.policy.obligations import LICENCE_FILES  # noqa: E402
-from overproof.teacher.forward import halved  # noqa: E402
+from overproof.teacher.forward import fast_dtype, halved  # noqa: E402
 from overproof.teacher.tokens import byte_level, token_ids  # noqa: E402
 
 transformers.logging.set_verbosity_error()
@@ -94,9 +94,10 @@ class Teacher:
     def half(self) -> Any:
         """A copy for speed: parameters in bf16 where the processor multiplies it faster.
 
-        Buffers stay as they are, see `halved`. Where bf16 is no faster it is the model itself.
+        Buffers stay as they are, see `halved`. Where bf16 is no faster, or `fast_dtype` is another,
+        it is the model itself.
         """
-        if not device.processor().bf16:
+        if fast_dtype(self.model) != torch.bfloat16:
             return self.model
         return halved(copy.deepcopy(self.model))
 
