@@ -9,11 +9,12 @@ from pathlib import Path
 
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Artifact, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe
 from overproof.core.console import note
 from overproof.core.disk import disk_errors, exclusive, replace_folder
+from overproof.core.methods import Scratch
 from overproof.core.section import Section
 
 device.prepare()
@@ -25,7 +26,7 @@ from overproof.release import assemble, quality, targets  # noqa: E402
 from overproof.release.assemble import Parts  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
-from overproof.student import arms, initial  # noqa: E402
+from overproof.student import arms, initial, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
@@ -90,11 +91,17 @@ def run(config: Config) -> Result:
 def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
-    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe))
-    place, teacher = local.identify(recipe.teacher.model)
+    teacher: Input
+    if recipe.teacher.scratch is None:
+        place, teacher = local.identify(recipe.teacher.model)
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
+    corpus = own = None
+    if recipe.teacher.scratch is not None:
+        corpus, own = make_teacher(recipe, recipe.teacher.scratch, path, store, heldout)
+        place, teacher = own.path, own
+    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, place, teacher))
     decision, plan, terms = ask_terms(recipe, place, teacher, store)
 
     samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
@@ -108,27 +115,57 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
     evaluation = quality.evaluation(load, samples, measured, recipe, teacher, store)
     texts = quality.heldout_texts(samples, start)
-    builds = export(student, recipe.export, texts, store=store, source=samples)
-    speed = quality.speed(load, builds, teacher, store)
+    builds = speed = None
+    if recipe.export.targets:
+        builds = export(student, recipe.export, texts, store=store, source=samples)
+        speed = quality.speed(load, builds, teacher, store)
 
     parts = Parts(
-        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, initial=start,
-        student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
+        heldout=heldout, train=train, corpus=corpus, teacher=own, terms=terms, samples=samples,
+        signals=cached, initial=start, student=student, control=control, evaluation=evaluation,
+        export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
         return publish(parts, recipe, decision, plan, teacher, out, signer)
 
 
-def _load(recipe: Recipe) -> local.Teacher:
+def make_teacher(
+    recipe: Recipe, config: Scratch, path: Path, store: Path, heldout: Artifact
+) -> tuple[Artifact, Artifact]:
+    """The records that a teacher of one's own is trained on, and the teacher."""
+    # What cannot end well is refused before the teacher is trained.
+    demand(scratch.sketch(config, recipe.teacher.model, path), recipe)
+    corpus = _certify(recipe, config.data, path, store, "corpus", heldout)
+    return corpus, scratch.teacher(corpus, config, recipe.seed, path, store)
+
+
+def _load(recipe: Recipe, place: Path, teacher: Input) -> local.Teacher:
     """The teacher; what cannot end well is refused before its first token."""
-    teacher = local.load(recipe.teacher.model)
+    loaded = local.read(recipe.teacher.model, place, _resource(recipe, teacher))
+    demand(loaded, recipe)
+    return loaded
+
+
+def _resource(recipe: Recipe, teacher: Input) -> Resource:
+    """What the report calls the teacher."""
+    if isinstance(teacher, Resource):
+        return teacher
+    return Resource("teacher", recipe.teacher.model, f"stage:{teacher.path.name}", teacher.sha256)
+
+
+def demand(teacher: local.Teacher, recipe: Recipe) -> None:
+    """Refuse a student or a build that cannot be made of this teacher.
+
+    Raises:
+        UsageError: the recipe asks for too much, or for no build whose speed can be measured.
+        StageError: the architecture or tokenizer has no place in a student or an engine.
+    """
     initial.demand(teacher, recipe.student)
     quality.demand_speed_target(recipe.export)
     for target in recipe.export.targets:
         targets.find(target).demand(
             type(teacher.model).__name__, teacher.model.config, teacher.tokenizer_state
         )
-    return teacher
 
 
 def _certify(
@@ -141,7 +178,7 @@ def _certify(
 
 
 def ask_terms(
-    recipe: Recipe, place: Path, teacher: Resource, store: Path
+    recipe: Recipe, place: Path, teacher: Input, store: Path
 ) -> tuple[gate.Decision, obligations.Plan, Artifact]:
     """Ask the gate, before the first token of the teacher; keep its verdict as an artifact.
 
@@ -173,7 +210,7 @@ def publish(
     recipe: Recipe,
     decision: gate.Decision,
     plan: obligations.Plan,
-    teacher: Resource,
+    teacher: Input,
     out: Path,
     signer: keys.PrivateKey,
 ) -> Path:
@@ -189,7 +226,7 @@ def publish(
         statements=len(parts.chain) + len(predicates) + 1,
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
-    facts = assemble.collect(parts, recipe, decision, plan, teacher, proof)
+    facts = assemble.collect(parts, recipe, decision, plan, _resource(recipe, teacher), proof)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(
@@ -214,13 +251,14 @@ def _predicates(
 ) -> list[attest.Predicate]:
     met = [one.id for one in plan.obligations]
     found: list[attest.Predicate] = [
-        ("certificate", part, dataset.certificate(part)) for part in (parts.train, parts.heldout)
+        ("certificate", part, dataset.certificate(part)) for part in parts.datasets
     ]
     found += [("terms-verdict", parts.terms, one) for one in decision.predicates(met)]
     found.append(("evaluation", parts.evaluation, parts.evaluation.facts))
-    found += [
-        ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)
-    ]
+    if parts.export:
+        found += [
+            ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)
+        ]
     return found
 
 

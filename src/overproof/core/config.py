@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,8 +13,17 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from overproof.core.errors import UsageError
-from overproof.core.methods import Divergence, ForwardKl, OnPolicy, Sampled, Signals
+from overproof.core.methods import (
+    Divergence,
+    ForwardKl,
+    OnPolicy,
+    Sampled,
+    Scratch,
+    Signals,
+)
 from overproof.core.section import Fraction, Positive, Section
+
+OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class DataConfig(Section):
@@ -39,6 +49,16 @@ class TeacherConfig(Section):
         "weights", description="how the model is used, which its terms may depend on"
     )
     system: str | None = Field(None, description="system message put before every prompt")
+    scratch: Scratch | None = None
+
+    @model_validator(mode="after")
+    def _own_has_a_name(self) -> Self:
+        if self.scratch and not OWN_NAME.fullmatch(self.model):
+            raise ValueError(
+                f"with scratch, model is a name of your own, not a path or a hub name: got "
+                f"`{self.model}`, wanted letters, digits, `.`, `_` and `-`"
+            )
+        return self
 
 
 class SampleConfig(Section):
@@ -49,6 +69,11 @@ class SampleConfig(Section):
     )
     answers: Positive = Field(1, description="answers drawn to each training prompt")
     heldout_prompts: Positive = Field(200, description="the same of the held-out split")
+    words: Positive | None = Field(
+        None,
+        description="only so many words of each prompt are shown, for a teacher that goes on with "
+        "text and answers nothing; all of them by default",
+    )
     temperature: float = Field(
         0.7, gt=0.0, description="of the draws; that of the signals is their own"
     )
@@ -156,7 +181,8 @@ class ExportConfig(Section):
 
     targets: tuple[Literal["gguf-q8_0", "gguf-f16"], ...] = Field(
         ("gguf-q8_0", "gguf-f16"),
-        description="builds to make; gguf-q8_0 must be among them, its speed is measured",
+        description="builds to make, gguf-q8_0 among them, whose speed is measured; []: none, for "
+        "an architecture that no engine here runs",
     )
     max_kl: float = Field(0.02, gt=0.0, description="mean KL(model||build) allowed, nats per token")
     min_agreement: Fraction = Field(0.85, description="top-1 agreement demanded")

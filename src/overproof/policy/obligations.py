@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from overproof.core.artifact import Resource
+from overproof.core.artifact import Artifact, Input
 from overproof.core.config import Recipe
 from overproof.core.contract import CARD, LICENCES, MIN_LICENCE_TEXT, NOTICE, licence_file
 from overproof.core.errors import PolicyError, StageError, UsageError
-from overproof.policy import licences
+from overproof.policy import licences, own
 from overproof.policy.gate import Decision, Teacher, decide
 from overproof.policy.rows import Obligation
 
@@ -79,19 +79,23 @@ class Plan:
         return self
 
 
-def permit(recipe: Recipe, teacher: Resource, weights: Path) -> tuple[Decision, Plan]:
+def permit(recipe: Recipe, teacher: Input, weights: Path) -> tuple[Decision, Plan]:
     """What must be settled before the teacher's first token: today's verdict, what it demands.
 
     Args:
+        teacher: a stage where the run has made it itself, see `own`.
         weights: the teacher's folder or file, from the root; licence texts beside it are used.
 
     Raises:
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
         UsageError: the name is no file name.
     """
-    given = Teacher(str(weights) if teacher.is_here else teacher.name, teacher.sha256)
-    today = dt.datetime.now(dt.UTC).date()
-    decision = decide([given], channel=recipe.teacher.channel, on=today).require()
+    today, channel = dt.datetime.now(dt.UTC).date(), recipe.teacher.channel
+    if isinstance(teacher, Artifact):
+        decision = own.decide(recipe.teacher.model, teacher, channel, today)
+    else:
+        given = Teacher(str(weights) if teacher.is_here else teacher.name, teacher.sha256)
+        decision = decide([given], channel=channel, on=today).require()
     beside = texts_beside(weights, decision.obligations)
     plan = carry_out(decision, recipe.student.name, beside)
     return decision, plan.require()

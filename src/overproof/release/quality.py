@@ -13,7 +13,7 @@ device.prepare()
 
 import torch  # noqa: E402
 
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
+from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
 from overproof.core.config import ExportConfig, Recipe  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
@@ -44,7 +44,7 @@ def evaluation(
     samples: Artifact,
     arms: Mapping[str, Artifact],
     recipe: Recipe,
-    resource: Resource,
+    resource: Input,
     store: Path,
 ) -> Artifact:
     """The stage `evaluation`: every arm against the teacher, and answers side by side.
@@ -157,21 +157,20 @@ def _side_by_side(
 
 
 def demand_speed_target(config: ExportConfig) -> None:
-    """Refuse a run without the build whose speed is measured.
+    """Refuse builds without the one whose speed is measured.
 
     Raises:
-        UsageError: it is not among the targets.
+        UsageError: it is not among the targets, and others are.
     """
-    if SPEED_TARGET not in config.targets:
+    if config.targets and SPEED_TARGET not in config.targets:
         raise UsageError(
             f"export.targets lacks {SPEED_TARGET}, the build whose speed is measured",
-            details=[f"got {', '.join(config.targets) or 'none'}"],
+            details=[f"got {', '.join(config.targets)}"],
+            hint="name it too, or leave all builds out: export.targets: []",
         )
 
 
-def speed(
-    load: Callable[[], Teacher], export: Artifact, resource: Resource, store: Path
-) -> Artifact:
+def speed(load: Callable[[], Teacher], export: Artifact, resource: Input, store: Path) -> Artifact:
     """The stage `speed`: teacher and student in turn, in the same engine and type.
 
     Speeds differ from run to run, so they are measured times of the manifest, not facts of it.

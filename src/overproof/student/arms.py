@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overproof.core import device, host
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Work, build
 from overproof.core.config import Recipe, TrainConfig
 from overproof.core.console import meter
 from overproof.core.methods import ForwardKl
@@ -34,7 +34,7 @@ def student(
     samples: Artifact,
     signals: Artifact,
     recipe: Recipe,
-    resource: Resource,
+    resource: Input,
     store: Path,
 ) -> Artifact:
     """The stage `student`: the recipe's divergence from the cached signals.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
 
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
+from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
 from overproof.core.config import Recipe, SampleConfig, StudentConfig  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
@@ -153,7 +153,7 @@ def initial(
     samples: Artifact,
     signals: Artifact,
     recipe: Recipe,
-    resource: Resource,
+    resource: Input,
     store: Path,
 ) -> Artifact:
     """The stage `initial`: the student before its first step."""

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Work, build
 from overproof.core.config import Recipe
 from overproof.core.console import meter
 from overproof.core.digest import pretty, sha256_bytes, sha256_file, sha256_json
@@ -48,7 +48,7 @@ def sample(
     load: Callable[[], Teacher],
     train: Artifact,
     heldout: Artifact,
-    resource: Resource,
+    resource: Input,
     terms: Artifact,
     recipe: Recipe,
     store: Path,

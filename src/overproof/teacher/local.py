@@ -220,6 +220,16 @@ def load(name: str) -> Teacher:
         and whatever `identify` raises.
     """
     path, resource = identify(name)
+    return read(name, path, resource)
+
+
+def read(name: str, path: Path, resource: Resource) -> Teacher:
+    """Load a teacher whose files are known, in fp32; see `load`.
+
+    Args:
+        name: as the recipe names it.
+        path: of a GGUF file or a model folder. resource: what stands for it.
+    """
     try:
         if path.is_file():
             model, tokenizer = _load_gguf(path)

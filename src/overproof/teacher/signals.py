@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
+from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.digest import sha256_json  # noqa: E402
@@ -158,7 +158,7 @@ def _work(
 
 
 def cache(
-    load: Callable[[], Teacher], samples: Artifact, recipe: Recipe, resource: Resource, store: Path
+    load: Callable[[], Teacher], samples: Artifact, recipe: Recipe, resource: Input, store: Path
 ) -> Artifact:
     """The stage `signals`: the teacher's distributions over prompts and its training answers.
 
