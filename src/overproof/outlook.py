@@ -7,6 +7,7 @@ is an estimate and says so.
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,22 @@ import numpy as np
 from overproof import matmul
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Json
-from overproof.core.config import Recipe
-from overproof.policy import obligations
-from overproof.release.quality import demand_speed_target
-from overproof.release.words import duration
-from overproof.student import shape
-from overproof.teacher import local, prompts
-from overproof.teacher.kept import kept_of
+
+device.prepare()
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from overproof.core.artifact import Json, Resource  # noqa: E402
+from overproof.core.config import Recipe  # noqa: E402
+from overproof.core.methods import Scratch  # noqa: E402
+from overproof.policy import gate, obligations, own  # noqa: E402
+from overproof.release.quality import demand_speed_target  # noqa: E402
+from overproof.release.words import duration  # noqa: E402
+from overproof.student import experts, general, scratch, shape  # noqa: E402
+from overproof.teacher import local, prompts  # noqa: E402
+from overproof.teacher.forward import packs  # noqa: E402
+from overproof.teacher.kept import kept_of  # noqa: E402
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
 # the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
@@ -52,15 +61,20 @@ def plan(recipe: Recipe, path: Path) -> Json:
             not fit a training sequence.
         PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
-    place, resource = local.identify(recipe.teacher.model)
-    config = local.config_of(recipe.teacher.model)
-    decision, demanded = obligations.permit(recipe, resource, place)
+    if recipe.teacher.scratch is not None:
+        resource, config, decision, demanded = _own(recipe, recipe.teacher.scratch, path)
+    else:
+        place, resource = local.identify(recipe.teacher.model)
+        config = local.config_of(recipe.teacher.model)
+        decision, demanded = obligations.permit(recipe, resource, place)
     shape.demand_size(config, recipe.student)
+    experts.demand(config, recipe.student)
     demand_speed_target(recipe.export)
     prompts.demand_sequence(1, recipe)  # of the prompts nothing is known yet
     teacher, student = _sizes(config, recipe)
     answer, examples = _answer_tokens(recipe), _examples(recipe)
-    seconds = _seconds(recipe, teacher, student)
+    # Of other architectures nothing was measured.
+    seconds = _seconds(recipe, teacher, student) if packs(config) else {}
     trainers = min(device.cores(), recipe.train.sequences)
     example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
     kept_tokens = examples * (answer + recipe.signals.prompts * PROMPT_TOKENS)
@@ -79,7 +93,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
         },
         "student": {"name": demanded.name, "parameters": student.all},
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
-        "expected_total_seconds": round(sum(seconds.values())),
+        "expected_total_seconds": round(sum(seconds.values())) if seconds else None,
         "expected_memory_bytes": round(
             14 * teacher.all
             + 20 * student.all
@@ -107,6 +121,8 @@ class _Size:
 
 def _sizes(config: Any, recipe: Recipe) -> tuple[_Size, _Size]:
     """Those of the teacher and of the student, which ties its head where the teacher does."""
+    if not packs(config):
+        return _counted(config), _counted(general.config_of(config, recipe.student))
     tables = 1 if getattr(config, "tie_word_embeddings", True) else 2
     found = []
     for layers, mlp_width, vocabulary in (
@@ -117,6 +133,27 @@ def _sizes(config: Any, recipe: Recipe) -> tuple[_Size, _Size]:
         table = vocabulary * config.hidden_size
         found.append(_Size(stack + tables * table, stack + table))
     return found[0], found[1]
+
+
+def _counted(config: Any) -> _Size:
+    """Those of a model that is made for it, without memory for its weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    every = sum(one.numel() for one in model.parameters())
+    return _Size(every, every - model.get_input_embeddings().weight.numel())
+
+
+def _own(
+    recipe: Recipe, made: Scratch, path: Path
+) -> tuple[Resource, Any, gate.Decision, obligations.Plan]:
+    """What is known of a teacher that the run will make: no digest yet."""
+    config = scratch.config_of(recipes.find_data(made.configuration, path))
+    config.vocab_size = made.vocabulary
+    recipes.find_data(made.data, path)
+    name, today = recipe.teacher.model, dt.datetime.now(dt.UTC).date()
+    decision = own.decision(name, None, recipe.teacher.channel, today)
+    resource = Resource("teacher", name, "stage:teacher", "")
+    return resource, config, decision, obligations.carry_out(decision, recipe.student.name)
 
 
 def _answer_tokens(recipe: Recipe) -> float:
@@ -191,7 +228,10 @@ def _layer_parameters(config: object, mlp_width: int | None = None) -> int:
 def render(found: Json) -> str:
     """The plan for people."""
     gib = 2**30
-    whole = duration(60 * round(found["expected_total_seconds"] / 60)).removesuffix(" 0 s")
+    total = found["expected_total_seconds"]
+    whole = "a time that is not known"
+    if total is not None:
+        whole = "about " + duration(60 * round(total / 60)).removesuffix(" 0 s")
     teacher, student = found["teacher"], found["student"]
     lines = [
         f"recipe      {found['recipe']}",
@@ -202,8 +242,11 @@ def render(found: Json) -> str:
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),
         f"student     {student['name']}, {student['parameters'] / 1e6:.1f}M parameters",
         "expected    "
-        + ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items()),
-        f"in all      about {whole}, "
+        + (
+            ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items())
+            or "no model of this architecture was timed"
+        ),
+        f"in all      {whole}, "
         f"{found['expected_memory_bytes'] / gib:.1f} GiB of memory, "
         f"{found['expected_disk_bytes'] / gib:.1f} GiB of disk",
         f"machine     {found['machine']['processor']}, {found['machine']['cores']} cores, "

@@ -102,6 +102,11 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     """
     path = recipes.find_recipe(name)
     recipe = recipes.load_recipe(path, overrides)
+    if recipe.teacher.scratch is not None:
+        raise UsageError(
+            f"teacher {recipe.teacher.model} is not there yet: the run trains it from scratch",
+            hint=f"overproof distill {name} --dry-run says what can be said before",
+        )
     # 1.
     place, resource = local.identify(recipe.teacher.model)
     obligations.permit(recipe, resource, place)

@@ -56,6 +56,14 @@ def decide(name: str, teacher: Artifact, channel: Channel, on: dt.date) -> Decis
             details=strange or [f"got a stage of kind {teacher.kind}, wanted {KIND}"],
             hint="name its makers' model as teacher.model, without teacher.scratch",
         )
+    return decision(name, teacher.sha256, channel, on)
+
+
+def decision(name: str, sha256: str | None, channel: Channel, on: dt.date) -> Decision:
+    """The verdict on such a teacher, or on one that a run will make.
+
+    Args:
+        sha256: of the stage; None where it is not made yet.
+    """
     finding = Finding(name, channel, on, (ROW,))
-    ruling = Ruling(Teacher(name, teacher.sha256), finding)
-    return Decision(channel, USE, on, (ruling,))
+    return Decision(channel, USE, on, (Ruling(Teacher(name, sha256), finding),))

@@ -242,12 +242,10 @@ def cut(
         state[name] = _picked(state[name], rows)
     for name, choice in choices.items():
         state |= experts.apply(state, name, choice, merge=merge)
-    config = copy.deepcopy(teacher.config)
+    config = _without_drafts(copy.deepcopy(teacher.config))
     config.vocab_size = vocabulary.size
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, None)  # the teacher's ids; the caller names the student's
-    if hasattr(config, "num_nextn_predict_layers"):
-        config.num_nextn_predict_layers = 0  # transformers loads none, so there is none to keep
     if choices:
         experts.set_count(config, len(next(iter(choices.values())).kept))
     student = type(teacher)(config).float()
@@ -260,6 +258,30 @@ def cut(
     if not choices:
         _demand_equal(student, teacher, rows)
     return student
+
+
+def _without_drafts(config: Any) -> Any:
+    """The configuration itself, without layers that predict several tokens ahead.
+
+    transformers loads none of them, so a student has none.
+    """
+    if hasattr(config, "num_nextn_predict_layers"):
+        config.num_nextn_predict_layers = 0
+    return config
+
+
+def config_of(teacher: Any, config: StudentConfig) -> Any:
+    """A configuration of the student's size, before it is measured which layers stay.
+
+    Args:
+        teacher: its configuration.
+    """
+    kept = importance.choose_layers_evenly(teacher.num_hidden_layers, config.layers)
+    found = _without_drafts(shape.cut_config(teacher, kept))
+    found.vocab_size = config.vocabulary
+    if config.experts is not None:
+        experts.set_count(found, config.experts)
+    return found
 
 
 def _tables(model: Any) -> list[str]:
