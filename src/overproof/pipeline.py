@@ -97,9 +97,10 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
-    corpus = own = None
+    own = corpus = None
     if recipe.teacher.scratch is not None:
-        corpus, own = make_teacher(recipe, recipe.teacher.scratch, path, store, heldout)
+        corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
+        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store)
         place, teacher = own.path, own
     load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, place, teacher))
     decision, plan, terms = ask_terms(recipe, place, teacher, store)
@@ -121,7 +122,7 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         speed = quality.speed(load, builds, teacher, store)
 
     parts = Parts(
-        heldout=heldout, train=train, corpus=corpus, teacher=own, terms=terms, samples=samples,
+        heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own, terms=terms, samples=samples,
         signals=cached, initial=start, student=student, control=control, evaluation=evaluation,
         export=builds, speed=speed,
     )  # fmt: skip
@@ -129,14 +130,14 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         return publish(parts, recipe, decision, plan, teacher, out, signer)
 
 
-def make_teacher(
-    recipe: Recipe, config: Scratch, path: Path, store: Path, heldout: Artifact
-) -> tuple[Artifact, Artifact]:
-    """The records that a teacher of one's own is trained on, and the teacher."""
-    # What cannot end well is refused before the teacher is trained.
+def _corpus(
+    recipe: Recipe, config: Scratch, path: Path, store: Path, heldout: Artifact, train: Artifact
+) -> Artifact:
+    """The records that a teacher of one's own is trained on; what cannot end well is refused."""
     demand(scratch.sketch(config, recipe.teacher.model, path), recipe)
-    corpus = _certify(recipe, config.data, path, store, "corpus", heldout)
-    return corpus, scratch.teacher(corpus, config, recipe.seed, path, store)
+    if config.data == recipe.data.train:
+        return train
+    return _certify(recipe, config.data, path, store, "corpus", heldout)
 
 
 def _load(recipe: Recipe, place: Path, teacher: Input) -> local.Teacher:

@@ -13,6 +13,7 @@ from overproof import pipeline
 from overproof.core import config as recipes
 from overproof.core import device
 from overproof.core.errors import StageError
+from overproof.student import scratch
 from overproof.trust import keys, verify
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count in (("train", 60), ("heldout", 20)):
         lines = (SHIPPED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    more = (SHIPPED / "train.jsonl").read_text(encoding="utf-8").splitlines()[60:120]
+    (folder / "corpus.jsonl").write_text("\n".join(more), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "cores", lambda: 1)
         assert pipeline.run(asked(folder)).exit_code == 0
@@ -55,7 +58,7 @@ def asked(folder: Path, *more: str) -> pipeline.Config:
     data = (
         f"data.train={folder}/train.jsonl",
         f"data.heldout={folder}/heldout.jsonl",
-        f"teacher.scratch.data={folder}/train.jsonl",
+        f"teacher.scratch.data={folder}/corpus.jsonl",
     )
     return pipeline.Config(
         recipe="tiny-v4", out=folder / "out", key=key, overrides=(*SETTINGS, *data, *more)
@@ -103,15 +106,11 @@ def test_the_released_model_loads_and_speaks(place: Path) -> None:
     assert torch.equal(found[0](ids).logits, found[1](ids).logits)
 
 
-def test_a_build_that_no_engine_runs_is_refused_before_the_teacher_is_trained(
-    place: Path, tmp_path: Path
-) -> None:
-    recipe = recipes.load_recipe(
-        recipes.find_recipe("tiny-v4"), ("export.targets=[gguf-q8_0]", "teacher.scratch.steps=9")
-    )
+def test_a_build_that_no_engine_runs_is_refused_before_the_teacher_is_trained() -> None:
+    name = recipes.find_recipe("tiny-v4")
+    recipe = recipes.load_recipe(name, ["export.targets=[gguf-q8_0]"])
+    assert recipe.teacher.scratch
+    sketch = scratch.sketch(recipe.teacher.scratch, recipe.teacher.model, name)
     with pytest.raises(StageError, match="cannot be exported to GGUF") as caught:
-        pipeline.make_teacher(
-            recipe, recipe.teacher.scratch, recipes.find_recipe("tiny-v4"), tmp_path, None
-        )
+        pipeline.demand(sketch, recipe)
     assert "export.targets: []" in caught.value.render()
-    assert not list(tmp_path.iterdir())

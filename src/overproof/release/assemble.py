@@ -39,7 +39,8 @@ class Parts:
     """The finished stages of a run.
 
     Attributes:
-        corpus, teacher: where the run trained its own teacher: the records, and the teacher.
+        corpus, teacher: where the run trained its own teacher: the teacher, and the records, unless
+            they are those of `train`.
         export, speed: where builds were asked for.
     """
 

@@ -162,7 +162,10 @@ def choose_layers(
 
 
 def reduced(model: Any, kept: Sequence[int]) -> Any:
-    """The model with these of its layers alone; their weights are the model's own."""
+    """The model with these of its layers alone; their weights are the model's own.
+
+    To be run without a cache: the layers keep their numbers.
+    """
     memo = {id(one): one for one in (*model.parameters(), *model.buffers())}
     found = copy.deepcopy(model, memo)
     for name, value in vars(shape.cut_config(model.config, kept)).items():
