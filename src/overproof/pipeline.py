@@ -122,9 +122,9 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         speed = quality.speed(load, builds, teacher, store)
 
     parts = Parts(
-        heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own, terms=terms, samples=samples,
-        signals=cached, initial=start, student=student, control=control, evaluation=evaluation,
-        export=builds, speed=speed,
+        heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own,
+        terms=terms, samples=samples, signals=cached, initial=start, student=student,
+        control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
         return publish(parts, recipe, decision, plan, teacher, out, signer)
