@@ -7,22 +7,32 @@ is an estimate and says so.
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from overproof import matmul
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Json
-from overproof.core.config import Recipe
-from overproof.policy import obligations
-from overproof.release.quality import demand_speed_target
-from overproof.release.words import duration
-from overproof.student import shape
-from overproof.student.dimensions import Dimensions
-from overproof.teacher import local, prompts
-from overproof.teacher.kept import kept_of
+
+device.prepare()
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from overproof.core.artifact import Json, Resource  # noqa: E402
+from overproof.core.config import Recipe, StudentConfig  # noqa: E402
+from overproof.core.methods import Scratch  # noqa: E402
+from overproof.policy import gate, obligations, own  # noqa: E402
+from overproof.release.quality import demand_speed_target  # noqa: E402
+from overproof.release.words import duration  # noqa: E402
+from overproof.student import experts, general, scratch, shape  # noqa: E402
+from overproof.student.dimensions import Dimensions  # noqa: E402
+from overproof.teacher import local, prompts  # noqa: E402
+from overproof.teacher.forward import packs  # noqa: E402
+from overproof.teacher.kept import kept_of  # noqa: E402
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
 # the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
@@ -51,18 +61,25 @@ def plan(recipe: Recipe, path: Path) -> Json:
             not fit a training sequence.
         PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
-    origins = local.origins(recipe)
-    (_, resource), *_ = origins
-    config = local.config_of(recipe.teacher.model)
-    decision, demanded = obligations.permit(recipe, origins)
+    if recipe.teacher.scratch is not None:
+        resource, config, decision, demanded = _own(recipe, recipe.teacher.scratch, path)
+    else:
+        origins = local.origins(recipe)
+        (_, resource), *_ = origins
+        config = local.config_of(recipe.teacher.model)
+        decision, demanded = obligations.permit(recipe, origins)
     base = local.config_of(recipe.student.base) if recipe.student.base else config
     shape.demand_size(base, recipe.student)
+    experts.demand(base, recipe.student)
     demand_speed_target(recipe.export)
     prompts.demand_sequence(1, recipe)  # of the prompts nothing is known yet
-    teacher = Dimensions.of(config)
-    student = Dimensions.of(base).cut(recipe.student)
+    big, small = _parameters(config), _student_parameters(base, recipe.student)
     answer, examples = _answer_tokens(recipe), _examples(recipe)
-    seconds = _seconds(recipe, teacher, student)
+    # Of other architectures nothing was measured.
+    seconds = dict[str, float]()
+    if packs(config) and packs(base):
+        student = Dimensions.of(base).cut(recipe.student)
+        seconds = _seconds(recipe, Dimensions.of(config), student)
     trainers = min(device.cores(), recipe.train.sequences)
     example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
     kept_tokens = examples * (answer + recipe.signals.prompts * PROMPT_TOKENS)
@@ -76,26 +93,24 @@ def plan(recipe: Recipe, path: Path) -> Json:
         "teacher": {
             "name": resource.name,
             "sha256": resource.sha256,
-            "parameters": teacher.parameters,
+            "parameters": big,
         },
         "terms": {
             "verdict": str(decision.verdict),
             "obligations": [one.id for one in decision.obligations],
             "warnings": list(decision.warnings),
         },
-        "student": {"name": demanded.name, "parameters": student.parameters},
+        "student": {"name": demanded.name, "parameters": small},
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
-        "expected_total_seconds": round(sum(seconds.values())),
+        "expected_total_seconds": round(sum(seconds.values())) if seconds else None,
         "expected_memory_bytes": round(
-            14 * teacher.parameters
-            + 20 * student.parameters
+            14 * big
+            + 20 * small
             + PROCESS_BYTES * (device.cores() + 1)
             + example_bytes * (trainers + 1)
         ),
         # Signals, and what the student trains on: as much again or more.
-        "expected_disk_bytes": round(
-            16 * student.parameters + 2 * teacher.parameters + 3 * signal_bytes
-        ),
+        "expected_disk_bytes": round(16 * small + 2 * big + 3 * signal_bytes),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,
@@ -103,6 +118,35 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "products_per_second": matmul.rate(),
         },
     }
+
+
+def _parameters(config: Any) -> int:
+    """Of a model of this configuration; no memory is taken for its weights."""
+    if packs(config):
+        return Dimensions.of(config).parameters
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(one.numel() for one in model.parameters())
+
+
+def _student_parameters(base: Any, student: StudentConfig) -> int:
+    """Of a student that is cut from a base of this configuration."""
+    if packs(base):
+        return Dimensions.of(base).cut(student).parameters
+    return _parameters(general.config_of(base, student))
+
+
+def _own(
+    recipe: Recipe, made: Scratch, path: Path
+) -> tuple[Resource, Any, gate.Decision, obligations.Plan]:
+    """What is known of a teacher that the run will make: no digest yet."""
+    config = scratch.config_of(recipes.find_data(made.configuration, path))
+    config.vocab_size = made.vocabulary
+    recipes.find_data(made.data, path)
+    name, today = recipe.teacher.model, dt.datetime.now(dt.UTC).date()
+    decision = own.decision(name, None, recipe.teacher.channel, today)
+    resource = Resource("teacher", name, "stage:teacher", "")
+    return resource, config, decision, obligations.carry_out(decision, recipe.student.name)
 
 
 def _answer_tokens(recipe: Recipe) -> float:
@@ -167,7 +211,10 @@ def tokens_per_second(stage: str, products_per_second: float) -> float:
 def render(found: Json) -> str:
     """The plan for people."""
     gib = 2**30
-    whole = duration(60 * round(found["expected_total_seconds"] / 60)).removesuffix(" 0 s")
+    total = found["expected_total_seconds"]
+    whole = "a time that is not known"
+    if total is not None:
+        whole = "about " + duration(60 * round(total / 60)).removesuffix(" 0 s")
     teacher, student = found["teacher"], found["student"]
     lines = [
         f"recipe      {found['recipe']}",
@@ -178,8 +225,11 @@ def render(found: Json) -> str:
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),
         f"student     {student['name']}, {student['parameters'] / 1e6:.1f}M parameters",
         "expected    "
-        + ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items()),
-        f"in all      about {whole}, "
+        + (
+            ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items())
+            or "no model of this architecture was timed"
+        ),
+        f"in all      {whole}, "
         f"{found['expected_memory_bytes'] / gib:.1f} GiB of memory, "
         f"{found['expected_disk_bytes'] / gib:.1f} GiB of disk",
         f"machine     {found['machine']['processor']}, {found['machine']['cores']} cores, "

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Artifact, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.config import Recipe
 from overproof.core.console import note
 from overproof.core.disk import disk_errors, exclusive, replace_folder
+from overproof.core.methods import Scratch
 from overproof.core.section import Section
 
 device.prepare()
@@ -26,7 +27,7 @@ from overproof.release import assemble, quality, targets  # noqa: E402
 from overproof.release.assemble import Parts  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
-from overproof.student import arms, initial  # noqa: E402
+from overproof.student import arms, initial, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
@@ -91,14 +92,19 @@ def run(config: Config) -> Result:
 def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
-    origins = local.origins(recipe)
-    (_, teacher), *others = origins
-    base = _base(recipe, others[0][1]) if others else None
-    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, base))
+    origins: list[tuple[Path, Input]] = [] if recipe.teacher.scratch else [*local.origins(recipe)]
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
+    own = corpus = None
+    if recipe.teacher.scratch is not None:
+        corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
+        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store)
+        origins = [(own.path, own)]
     decision, plan, terms = ask_terms(recipe, origins, store)
+    (place, teacher), *others = origins
+    base = _base(recipe, _resource(recipe, others[0][1])) if others else None
+    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, place, teacher, base))
 
     samples = answers.sample(load, train, heldout, teacher, terms, recipe, store)
     cached = signals.cache(load, samples, recipe, teacher, store)
@@ -111,29 +117,62 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
     evaluation = quality.evaluation(load, samples, measured, recipe, teacher, store)
     texts = quality.heldout_texts(samples, start)
-    builds = export(student, recipe.export, texts, store=store, source=samples)
-    speed = quality.speed(load, builds, teacher, store)
+    builds = speed = None
+    if recipe.export.targets:
+        builds = export(student, recipe.export, texts, store=store, source=samples)
+        speed = quality.speed(load, builds, teacher, store)
 
     parts = Parts(
-        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached, initial=start,
-        student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
+        heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own,
+        terms=terms, samples=samples, signals=cached, initial=start, student=student,
+        control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
-        return publish(parts, recipe, decision, plan, [one for _, one in origins], out, signer)
+        return publish(parts, recipe, decision, plan, origins, out, signer)
 
 
-def _load(recipe: Recipe, base: initial.Base | None) -> local.Teacher:
+def _corpus(
+    recipe: Recipe, config: Scratch, path: Path, store: Path, heldout: Artifact, train: Artifact
+) -> Artifact:
+    """The records that a teacher of one's own is trained on; what cannot end well is refused."""
+    sketch = scratch.sketch(config, recipe.teacher.model, path)
+    demand(sketch, sketch, recipe)
+    if config.data == recipe.data.train:
+        return train
+    return _certify(recipe, config.data, path, store, "corpus", heldout)
+
+
+def _load(recipe: Recipe, place: Path, teacher: Input, base: initial.Base | None) -> local.Teacher:
     """The teacher; what cannot end well is refused before its first token."""
-    teacher = local.load(recipe.teacher.model)
-    origin = base.load() if base else teacher
-    initial.demand(teacher, origin, recipe.student)
+    loaded = local.read(recipe.teacher.model, place, _resource(recipe, teacher))
+    demand(loaded, base.load() if base else loaded, recipe)
+    return loaded
+
+
+def _resource(recipe: Recipe, origin: Input) -> Resource:
+    """What the report calls a teacher or a base."""
+    if isinstance(origin, Resource):
+        return origin
+    return Resource("teacher", recipe.teacher.model, f"stage:{origin.path.name}", origin.sha256)
+
+
+def demand(teacher: local.Teacher, base: local.Teacher, recipe: Recipe) -> None:
+    """Refuse a student or a build that cannot be made of these.
+
+    Args:
+        base: what the student is cut from: the teacher itself, or another model.
+
+    Raises:
+        UsageError: the recipe asks for too much, or for no build whose speed can be measured.
+        StageError: the architecture or tokenizer has no place in a student or an engine.
+    """
+    initial.demand(teacher, base, recipe.student)
     quality.demand_speed_target(recipe.export)
-    for one in {id(teacher): teacher, id(origin): origin}.values():
+    for one in {id(teacher): teacher, id(base): base}.values():
         for target in recipe.export.targets:
             targets.find(target).demand(
                 type(one.model).__name__, one.model.config, one.tokenizer_state
             )
-    return teacher
 
 
 def _base(recipe: Recipe, resource: Resource) -> initial.Base:
@@ -151,7 +190,7 @@ def _certify(
 
 
 def ask_terms(
-    recipe: Recipe, origins: Sequence[tuple[Path, Resource]], store: Path
+    recipe: Recipe, origins: Sequence[tuple[Path, Input]], store: Path
 ) -> tuple[gate.Decision, obligations.Plan, Artifact]:
     """Ask the gate, before the first token of the teacher; keep its verdict as an artifact.
 
@@ -185,7 +224,7 @@ def publish(
     recipe: Recipe,
     decision: gate.Decision,
     plan: obligations.Plan,
-    origins: Sequence[Resource],
+    origins: Sequence[tuple[Path, Input]],
     out: Path,
     signer: keys.PrivateKey,
 ) -> Path:
@@ -201,7 +240,8 @@ def publish(
         statements=len(parts.chain) + len(predicates) + 1,
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
-    facts = assemble.collect(parts, recipe, decision, plan, origins, proof)
+    models = [_resource(recipe, origin) for _, origin in origins]
+    facts = assemble.collect(parts, recipe, decision, plan, models, proof)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(
@@ -226,13 +266,14 @@ def _predicates(
 ) -> list[attest.Predicate]:
     met = [one.id for one in plan.obligations]
     found: list[attest.Predicate] = [
-        ("certificate", part, dataset.certificate(part)) for part in (parts.train, parts.heldout)
+        ("certificate", part, dataset.certificate(part)) for part in parts.datasets
     ]
     found += [("terms-verdict", parts.terms, one) for one in decision.predicates(met)]
     found.append(("evaluation", parts.evaluation, parts.evaluation.facts))
-    found += [
-        ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)
-    ]
+    if parts.export:
+        found += [
+            ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)
+        ]
     return found
 
 

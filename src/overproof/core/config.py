@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,9 +22,12 @@ from overproof.core.methods import (
     OnPolicy,
     Quantize,
     Sampled,
+    Scratch,
     Signals,
 )
 from overproof.core.section import Fraction, Positive, Section
+
+OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class DataConfig(Section):
@@ -61,6 +65,16 @@ class TeacherConfig(Section):
         description="few-shot: turns shown to the teacher before every prompt, and not to the "
         "student, which learns to do without them",
     )
+    scratch: Scratch | None = None
+
+    @model_validator(mode="after")
+    def _own_has_a_name(self) -> Self:
+        if self.scratch and not OWN_NAME.fullmatch(self.model):
+            raise ValueError(
+                f"with scratch, model is a name of your own, not a path or a hub name: got "
+                f"`{self.model}`, wanted letters, digits, `.`, `_` and `-`"
+            )
+        return self
 
 
 class SampleConfig(Section):
@@ -71,6 +85,11 @@ class SampleConfig(Section):
     )
     answers: Positive = Field(1, description="answers drawn to each training prompt")
     heldout_prompts: Positive = Field(200, description="the same of the held-out split")
+    words: Positive | None = Field(
+        None,
+        description="only so many words of each prompt are shown, for a teacher that goes on with "
+        "text and answers nothing; all of them by default",
+    )
     temperature: float = Field(
         0.7, gt=0.0, description="of the draws; that of the signals is their own"
     )
@@ -116,6 +135,13 @@ class StudentConfig(Section):
         "fastest",
     )
     vocabulary: Positive = Field(description="tokens kept, byte fallback included")
+    experts: Positive | None = Field(
+        None,
+        description="routed experts kept in each layer of a mixture of experts, all by default",
+    )
+    spare_experts: Literal["drop", "merge"] = Field(
+        "drop", description="what becomes of the others: left out, or averaged into the nearest"
+    )
     importance: Literal["greedy-kl", "angular", "even"] = Field(
         "greedy-kl", description="how the layers to drop are chosen"
     )
@@ -203,7 +229,8 @@ class ExportConfig(Section):
 
     targets: tuple[Literal["gguf-q8_0", "gguf-q4_0", "gguf-f16"], ...] = Field(
         ("gguf-q8_0", "gguf-f16"),
-        description="builds to make; gguf-q8_0 must be among them, its speed is measured",
+        description="builds to make, gguf-q8_0 among them, whose speed is measured; []: none, for "
+        "an architecture that no engine here runs",
     )
     max_kl: float = Field(0.02, gt=0.0, description="mean KL(model||build) allowed, nats per token")
     min_agreement: Fraction = Field(0.85, description="top-1 agreement demanded")
@@ -228,6 +255,15 @@ class Recipe(Section):
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _own_teacher_is_the_base(self) -> Self:
+        if self.teacher.scratch and self.student.base is not None:
+            raise ValueError(
+                "student.base goes with a teacher that others made; one of your own "
+                "(teacher.scratch) is what its student is cut from"
+            )
+        return self
 
     @model_validator(mode="after")
     def _quantised_for_a_build(self) -> Self:

@@ -75,6 +75,8 @@ def pack(
     examples: Sequence[Sequence[int]],
     length: int,
     order: Sequence[int] | None = None,
+    *,
+    alone: bool = False,
 ) -> Packed:
     """Lay examples into sequences of `length` tokens, first fit in the given order.
 
@@ -83,6 +85,7 @@ def pack(
         examples: the rest of each example.
         length: tokens a sequence.
         order: which examples, in which order; all of them by default.
+        alone: one example a sequence, for models that cannot be told who attends to whom.
 
     Raises:
         UsageError: an example is longer than a sequence.
@@ -109,7 +112,7 @@ def pack(
             usable.append(row)
         rows[row].append(index)
         free[row] -= need
-        if free[row] < shortest:
+        if alone or free[row] < shortest:
             usable.remove(row)
     return _lay(prefix, examples, length, rows, starts)
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from overproof.core.artifact import Resource
+from overproof.core.artifact import Artifact, Input, Resource
 from overproof.core.config import Recipe
 from overproof.core.contract import CARD, LICENCES, MIN_LICENCE_TEXT, NOTICE, licence_file
 from overproof.core.errors import PolicyError, StageError, UsageError
-from overproof.policy import licences
+from overproof.policy import licences, own
 from overproof.policy.gate import Decision, Teacher, decide
 from overproof.policy.rows import Obligation
 
@@ -79,23 +79,29 @@ class Plan:
         return self
 
 
-def permit(recipe: Recipe, origins: Sequence[tuple[Path, Resource]]) -> tuple[Decision, Plan]:
+def permit(recipe: Recipe, origins: Sequence[tuple[Path, Input]]) -> tuple[Decision, Plan]:
     """What must be settled before the teacher's first token: today's verdict, what it demands.
 
     Args:
         origins: the teacher, and the base if it is another model: folder or file, from the root,
-            and the resource. Licence texts beside the weights are used.
+            and the resource; a stage where the run has made the teacher itself, see `own`. Licence
+            texts beside the weights are used.
 
     Raises:
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
         UsageError: the name is no file name.
     """
-    given = [
-        Teacher(str(place) if one.is_here else one.name, one.sha256, one.kind)
-        for place, one in origins
-    ]
-    today = dt.datetime.now(dt.UTC).date()
-    decision = decide(given, channel=recipe.teacher.channel, on=today).require()
+    today, channel = dt.datetime.now(dt.UTC).date(), recipe.teacher.channel
+    (_, teacher), *_ = origins
+    if isinstance(teacher, Artifact):
+        decision = own.decide(recipe.teacher.model, teacher, channel, today)
+    else:
+        given = [
+            Teacher(str(place) if one.is_here else one.name, one.sha256, one.kind)
+            for place, one in origins
+            if isinstance(one, Resource)
+        ]
+        decision = decide(given, channel=channel, on=today).require()
     beside: dict[str, str] = {}
     for (place, _), ruling in zip(origins, decision.rulings, strict=True):
         beside |= texts_beside(place, ruling.obligations)

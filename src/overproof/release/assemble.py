@@ -36,10 +36,18 @@ SCORES = {
 
 @dataclass(frozen=True)
 class Parts:
-    """The finished stages of a run."""
+    """The finished stages of a run.
+
+    Attributes:
+        corpus, teacher: where the run trained its own teacher: the teacher, and the records, unless
+            they are those of `train`.
+        export, speed: where builds were asked for.
+    """
 
     train: Artifact
     heldout: Artifact
+    corpus: Artifact | None
+    teacher: Artifact | None
     terms: Artifact
     samples: Artifact
     signals: Artifact
@@ -47,8 +55,13 @@ class Parts:
     student: Artifact
     control: Artifact | None
     evaluation: Artifact
-    export: Artifact
-    speed: Artifact
+    export: Artifact | None
+    speed: Artifact | None
+
+    @property
+    def datasets(self) -> list[Artifact]:
+        """Every certified set of records."""
+        return [part for part in (self.train, self.heldout, self.corpus) if part is not None]
 
     @property
     def chain(self) -> list[Artifact]:
@@ -64,7 +77,8 @@ def write(folder: Path, parts: Parts, facts: f.ReportFacts, plan: Plan) -> None:
         plan: name, notices and card lines that the teacher's terms ask for.
     """
     _copy(parts.student, folder / "model")
-    _copy(parts.export, folder / "export")
+    if parts.export:
+        _copy(parts.export, folder / "export")
     write_report(facts, folder)
     models = [facts.teacher_model, *([facts.base_model] if facts.base_model else [])]
     licence = joined([one.licence for one in models]) or "other"
@@ -97,7 +111,8 @@ def collect(
     """
     teacher, base = origins[0], origins[1] if len(origins) > 1 else None
     result, samples = result_of(parts.evaluation), parts.samples.facts
-    speed = _measured(parts.speed)
+    speed = _measured(parts.speed) if parts.speed else None
+    machine = (speed or _measured(parts.student))["machine"]
     return f.ReportFacts(
         name=plan.name,
         system=recipe.teacher.system,
@@ -111,7 +126,7 @@ def collect(
         control=_arm(result["control"]) if "control" in result else None,
         differences={name: _arm(numbers) for name, numbers in result[DIFFERENCES].items()},
         evaluation=_evaluation(result, parts.initial, recipe),
-        speed=f.Speeds(*(_speed(speed[who]) for who in ("teacher", "student"))),
+        speed=f.Speeds(*(_speed(speed[who]) for who in ("teacher", "student"))) if speed else None,
         sizes=_sizes(parts.initial),
         training=_training(parts, recipe),
         importance=_importance(parts.initial, recipe),
@@ -128,7 +143,7 @@ def collect(
             )
         ),
         answers=tuple(f.Answer(**row) for row in result["answers"]),
-        receipts=tuple(_receipt(one) for one in parts.export.facts["receipts"].values()),
+        receipts=tuple(map(_receipt, receipts(parts.export))) if parts.export else (),
         dataset=_dataset(parts.train, recipe.data.train, samples["prompts"]),
         heldout=_dataset(parts.heldout, recipe.data.heldout, samples["heldout_prompts"]),
         terms=_terms(decision, plan),
@@ -137,10 +152,10 @@ def collect(
             f.Stage(part.path.name, part.manifest["times"]["seconds"], part.sha256)
             for part in parts.chain
         ),
-        machine=speed["machine"],
+        machine=machine,
         recipe=recipe_without_folders(recipe, teacher, base),
         elsewhere=elsewhere(
-            speed["machine"],
+            machine,
             {
                 part.path.name: _measured(part)["machine"]
                 for part in (parts.student, parts.control)
@@ -156,7 +171,7 @@ def _model(resource: Resource, name: str, decision: Decision) -> f.TeacherModel:
         resource.uri,
         resource.sha256,
         teacher_licence(decision, resource),
-        local.hub_name(name),
+        None if resource.uri.startswith("stage:") else local.hub_name(name),
     )
 
 
@@ -217,10 +232,13 @@ def recipe_without_folders(recipe: Recipe, teacher: Resource, base: Resource | N
         found["teacher"]["model"] = teacher.name
     if found["student"]["base"] and (base or teacher).is_here:
         found["student"]["base"] = (base or teacher).name
-    for key in ("train", "heldout"):
-        path = Path(found["data"][key])
+    given = [(found["data"], key) for key in ("train", "heldout")]
+    if recipe.teacher.scratch:
+        given += [(found["teacher"]["scratch"], key) for key in ("configuration", "data")]
+    for section, key in given:
+        path = Path(section[key])
         if path.is_absolute() or path.parts[:1] in (("~",), ("..",)):
-            found["data"][key] = path.name
+            section[key] = path.name
     return found
 
 

@@ -315,7 +315,9 @@ class ReportFacts:
             less the teacher in the problems solved, where they were measured.
         method: how the student was made, one string a paragraph.
         terms: the terms-verdict predicate.
-        machine: on which speed was measured: processor, cores, versions; label to value.
+        speed: None where no build was made.
+        machine: on which speed was measured, or else the student was trained: processor, cores,
+            versions; label to value.
         limits: what the reader must not conclude, one sentence each.
         recipe: the recipe as run.
         elsewhere: a sentence for each stage that was made on another machine or other versions.
@@ -333,7 +335,7 @@ class ReportFacts:
     control: Arm | None
     differences: Mapping[str, Arm]
     evaluation: Evaluation
-    speed: Speeds
+    speed: Speeds | None
     sizes: Sizes
     training: Training
     importance: Importance

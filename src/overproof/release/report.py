@@ -14,7 +14,7 @@ from overproof.core.digest import pretty
 from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import charts, words
 from overproof.release.conclusion import METRICS, Conclusion, Metric, conclude
-from overproof.release.facts import Json, Layer, ReportFacts, Run, clean, plain
+from overproof.release.facts import Json, Layer, ReportFacts, Run, Speeds, clean, plain
 
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -171,6 +171,19 @@ def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
         words.parameters(small),
         f"{words.part(small, big)} of the teacher's {words.parameters(big)}",
     )
+    if speed is not None:
+        yield from _fast_and_small(speed)
+    found = facts.student.top1_agreement
+    if found is not None:
+        low, high = words.percent(found.low), words.percent(found.high)
+        yield (
+            "Agreement with the teacher",
+            words.percent(found.value),
+            f"of tokens, interval {low} to {high}",
+        )
+
+
+def _fast_and_small(speed: Speeds) -> Iterator[tuple[str, str, str]]:
     fast, slow = speed.student.decode_tokens_per_second, speed.teacher.decode_tokens_per_second
     yield (
         "Decode speed",
@@ -183,14 +196,6 @@ def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
         words.size(small),
         f"{words.part(small, big)} of the teacher's {words.size(big)}",
     )
-    found = facts.student.top1_agreement
-    if found is not None:
-        low, high = words.percent(found.low), words.percent(found.high)
-        yield (
-            "Agreement with the teacher",
-            words.percent(found.value),
-            f"of tokens, interval {low} to {high}",
-        )
 
 
 @cache

@@ -76,6 +76,7 @@ class TrainSet:
         prefix: tokens of the shared prefix.
         keys: of each example, the record's that it answers.
         lengths: tokens of each example.
+        one_a_row: whether each stands alone in its sequence, see `pack`; one flag.
         tokens_N: all examples' tokens, one after another.
         weight_N: 1 where there is a target, else 0.
         targets: what the student should say at each position.
@@ -84,6 +85,7 @@ class TrainSet:
     prefix: NDArray[np.int64]
     keys: NDArray[np.bytes_]
     lengths: NDArray[np.int64]
+    one_a_row: NDArray[np.bool_]
     tokens_N: NDArray[np.int64]
     weight_N: NDArray[np.float32]
     targets: SparseTargets | StateTargets
@@ -99,6 +101,11 @@ class TrainSet:
     def temperature(self) -> float:
         """Of the distributions."""
         return float(self.targets.temperature[0])
+
+    @property
+    def alone(self) -> bool:
+        """Whether each example stands alone in its sequence."""
+        return bool(self.one_a_row[0])
 
     @property
     def examples(self) -> list[list[int]]:
@@ -124,12 +131,17 @@ class TrainSet:
 
 
 def lay(
-    prefix: Sequence[int], examples: Sequence[Example], respelled: Sequence[StudentExample]
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    respelled: Sequence[StudentExample],
+    *,
+    alone: bool = False,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
     """Examples one after another.
 
     Args:
         prefix: of the student's tokens.
+        alone: one example a sequence, for a student that does not pack.
 
     Returns:
         the fields of a `TrainSet` but weights and targets; and which positions have a signal.
@@ -139,6 +151,7 @@ def lay(
         "prefix": np.array(prefix, np.int64),
         "keys": np.array([example.key.encode() for example in examples]),
         "lengths": np.array([len(one.tokens) for one in respelled], np.int64),
+        "one_a_row": np.array([alone]),
         "tokens_N": np.array([token for one in respelled for token in one.tokens], np.int64),
     }
     return laid, position != NO_TARGET
@@ -153,6 +166,7 @@ def build_train_set(
     *,
     prompts: bool = False,
     temperature: float = 1.0,
+    alone: bool = False,
 ) -> TrainSet:
     """Write the targets of every position of every example, and map them.
 
@@ -162,6 +176,7 @@ def build_train_set(
             target is the next token alone.
         prompts: whether the prompts' positions have signals, and are learned, too.
         temperature: that the signals were taken at.
+        alone: one example a sequence, for a student that does not pack.
 
     Raises:
         StageError: the signals are not those of these examples.
@@ -170,7 +185,7 @@ def build_train_set(
         part = folder.with_name(f"{folder.name}.part")
         part.mkdir(parents=True, exist_ok=True)
         respelled = [respell(example, vocabulary, prompt=prompts) for example in examples]
-        laid, signalled = lay(vocabulary.spell(prefix), examples, respelled)
+        laid, signalled = lay(vocabulary.spell(prefix), examples, respelled, alone=alone)
         spelled = np.array([flag for one in respelled for flag in one.spelled])
         small = {
             **laid,

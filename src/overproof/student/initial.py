@@ -25,13 +25,14 @@ from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
-from overproof.student import importance, shape  # noqa: E402
+from overproof.student import experts, general, importance, shape  # noqa: E402
 from overproof.student.dimensions import Dimensions  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: E402
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.forward import packs  # noqa: E402
 from overproof.teacher.kept import Spread, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.signals import answer_rows, target_mask  # noqa: E402
@@ -72,7 +73,11 @@ def demand(teacher: Teacher, base: Teacher, config: StudentConfig) -> None:
         UsageError: larger than the base, a vocabulary with no room for bytes and control tokens,
             or a base of other tokens than the teacher's.
     """
-    shape.demand_fit(base.model, config)
+    if packs(base.model):
+        experts.demand(base.model.config, config)
+        shape.demand_fit(base.model, config)
+    else:
+        general.demand_fit(base.model, config)
     _demand_same_tokens(teacher, base)
     demand_room(teacher.tokenizer_state, config.vocabulary, control_tokens(teacher))
 
@@ -102,8 +107,8 @@ def make(
     """Shape the student from its base.
 
     1. Trim the vocabulary to the task.
-    2. Choose the layers that stay.
-    3. Cut, narrow, and repair in closed form.
+    2. Choose the layers that stay, cut, narrow, and repair in closed form; or, where the layers
+       are not known one by one, cut as `general` does.
 
     Args:
         examples, signals: the teacher's training answers and its distributions there.
@@ -116,29 +121,26 @@ def make(
         teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control_tokens(teacher)
     )
     # 2.
-    half = base.half
     calibration = _calibration(
-        prefix, examples, signals, config.calibration_tokens, length, temperature
+        prefix,
+        examples,
+        signals,
+        config.calibration_tokens,
+        length,
+        temperature,
+        alone=not packs(base.model),
     )
     calibration = calibration.within(base.model.config.vocab_size)
-    trials = importance.trials(len(half.model.layers), config)
+    trials = importance.trials(base.model.config.num_hidden_layers, config)
     with meter("measuring layers", trials, "layers") as progress:
-        kept, removals = importance.choose_layers(half, config, calibration, progress)
-    # 3.
-    student = shape.cut(base.model, kept, vocabulary)
+        if packs(base.model):
+            kept = importance.choose_layers(base.half, config, calibration, progress)
+        else:
+            student, found = general.make(base.model, vocabulary, calibration, config, progress)
+    if packs(base.model):
+        student, found = _repaired(base, prefix, examples, vocabulary, kept, config, length)
     name_control_tokens(student.config, teacher, vocabulary)
-    head = vocabulary.spell(prefix)
-    texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
-    batch = pack(head, texts, length)
-    narrowed = shape.narrow(student, half, kept, batch, vocabulary, config)
-    with meter("repairing layers", len(kept), "layers") as progress:
-        errors = shape.repair(student, half, kept, batch, vocabulary, progress.advance, narrowed)
-    facts = {
-        "kept_layers": kept,
-        "removals": [{"layer": one.layer, "kl_nats_per_token": one.kl} for one in removals],
-        "kept_channels": _listed(narrowed.channels),
-        "kept_groups": None if narrowed.groups is None else list(map(_listed, narrowed.groups)),
-        "state_error_after_repair": errors,
+    facts = found | {
         "vocabulary": vocabulary.size,
         "parameters": sum(p.numel() for p in student.parameters()),
         "student": size(student),
@@ -148,11 +150,48 @@ def make(
     return Initial(student, vocabulary, facts)
 
 
+def _repaired(
+    base: Teacher,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    chosen: tuple[list[int], list[importance.Removal]],
+    config: StudentConfig,
+    length: int,
+) -> tuple[Any, Json]:
+    """The student of these layers, narrowed, each fitted to its base's; and what was found."""
+    kept, removals = chosen
+    student = shape.cut(base.model, kept, vocabulary)
+    head = vocabulary.spell(prefix)
+    texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
+    batch = pack(head, texts, length)
+    narrowed = shape.narrow(student, base.half, kept, batch, vocabulary, config)
+    with meter("repairing layers", len(kept), "layers") as progress:
+        errors = shape.repair(
+            student, base.half, kept, batch, vocabulary, progress.advance, narrowed
+        )
+    return student, {
+        "kept_layers": kept,
+        "removals": [{"layer": one.layer, "kl_nats_per_token": one.kl} for one in removals],
+        "kept_channels": _listed(narrowed.channels),
+        "kept_groups": None if narrowed.groups is None else list(map(_listed, narrowed.groups)),
+        "state_error_after_repair": errors,
+    }
+
+
 def size(model: Any) -> Json:
     """What a report says of a model's size."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if not packs(model):  # what its other dimensions are called is not known
+        config = model.config
+        return {
+            "parameters": parameters,
+            "layers": config.num_hidden_layers,
+            "vocabulary": config.vocab_size,
+        }
     found = Dimensions.of(model.config)
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
         "layers": found.layers,
         "hidden": found.hidden,
         "heads": found.heads,
@@ -172,7 +211,7 @@ def initial(
     samples: Artifact,
     signals: Artifact,
     recipe: Recipe,
-    resource: Resource,
+    resource: Input,
     store: Path,
     base: Base | None = None,
 ) -> Artifact:
@@ -320,9 +359,11 @@ def _calibration(
     tokens: int,
     length: int,
     temperature: float = 1.0,
+    *,
+    alone: bool = False,
 ) -> importance.Calibration:
     few = _few(examples, tokens)
-    batch = pack(prefix, [example.tokens for example in few], length)
+    batch = pack(prefix, [example.tokens for example in few], length, alone=alone)
     wanted = target_mask(few)
     picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
     number = torch.from_numpy((np.cumsum(wanted) - 1)[batch.source_RT[picked]])

@@ -39,7 +39,7 @@ from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.rollouts import Judge, Shares, shares_of  # noqa: E402
 from overproof.student.targets import StateTargets  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
-from overproof.teacher.forward import share  # noqa: E402
+from overproof.teacher.forward import fast_dtype, share  # noqa: E402
 
 
 class Step(NamedTuple):
@@ -143,9 +143,8 @@ def train(
         assert isinstance(data.targets, StateTargets)  # the recipe demands signals `exact`
         hidden.attach(student, data.targets.states_ME.shape[1], seed)
     workers = max(1, min(device.cores(), config.sequences))
-    dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
     with sharing():
-        shared = Shared(student, workers, dtype)
+        shared = Shared(student, workers, fast_dtype(student))
     if judge:
         share(judge.model)
     done = _last_checkpoint(folder, workers)
@@ -207,7 +206,9 @@ def batches(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[Packed]:
     examples, epoch = data.examples, 0
     while True:
         order = np.random.default_rng([seed, epoch]).permutation(len(examples)).tolist()
-        packed = pack(data.prefix.tolist(), examples, config.sequence_length, order)
+        packed = pack(
+            data.prefix.tolist(), examples, config.sequence_length, order, alone=data.alone
+        )
         whole = len(packed.tokens_RT) // config.sequences
         if not whole:
             raise UsageError(

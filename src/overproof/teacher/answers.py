@@ -8,12 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Work, build
 from overproof.core.config import Recipe
 from overproof.core.console import meter
 from overproof.core.digest import pretty, sha256_bytes, sha256_file, sha256_json
 from overproof.teacher.cache import SHARD_EXAMPLES, Binding, describe, shard_file, write_shard
 from overproof.teacher.example import Example
+from overproof.teacher.forward import head_of
 from overproof.teacher.journal import Journal
 from overproof.teacher.kept import Kept, Signals, kept_of
 from overproof.teacher.local import Teacher
@@ -53,7 +54,7 @@ def sample(
     load: Callable[[], Teacher],
     train: Artifact,
     heldout: Artifact,
-    resource: Resource,
+    resource: Input,
     terms: Artifact,
     recipe: Recipe,
     store: Path,
@@ -101,7 +102,7 @@ def sample(
         (work.folder / MADE_OF).write_text(pretty(origin), encoding="utf-8")
         if keep:
             binding = _with_signals(origin, recipe)
-            describe(work.folder, keep, binding, teacher.half.lm_head.weight)
+            describe(work.folder, keep, binding, head_of(teacher.half).weight)
         return facts
 
     signals = recipe.signals.model_dump() if kept else None
