@@ -255,7 +255,7 @@ def test_what_the_general_way_cannot_do_is_refused_before_any_work(model) -> Non
     for changes, said in (
         ({"mlp_width": 16}, r"student\.mlp_width: not for DeepseekV4ForCausalLM"),
         ({"importance": "angular"}, "angular: not for DeepseekV4ForCausalLM"),
-        ({"layers": 5}, "larger than its teacher"),
+        ({"layers": 5}, "larger than the model that it is cut from"),
         ({"experts": 9}, r"student\.experts is 9"),
         ({"experts": 1}, r"student\.experts is 1"),
     ):
