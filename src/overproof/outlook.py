@@ -7,6 +7,7 @@ is an estimate and says so.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from overproof.core.config import Recipe
 from overproof.policy import obligations
 from overproof.release.quality import demand_speed_target
 from overproof.release.words import duration
-from overproof.student import shape
+from overproof.student import budget, shape
+from overproof.student.cost import Hardware
 from overproof.student.dimensions import Dimensions
 from overproof.teacher import local, prompts
 from overproof.teacher.kept import kept_of
@@ -40,6 +42,30 @@ PROMPT_TOKENS = 24
 FIXED_SECONDS = 150.0  # certify, shape, export, speed, proof
 PROCESS_BYTES = 800e6  # libraries and temporaries of the run and of each worker
 BYTES_PER_TOKEN = 70  # of all training examples, in the run and in each training worker
+
+
+def fitted(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with a shape that its budget allows, where it has a budget.
+
+    Args:
+        path: of the recipe; the file of the hardware may lie beside it.
+
+    Raises:
+        UsageError: no shape fits, or the hardware was not measured.
+    """
+    if recipe.student.budget is None:
+        return recipe
+    base = Dimensions.of(local.config_of(recipe.student.base or recipe.teacher.model))
+    student = budget.fitted(recipe.student, base, hardware_of(recipe, path)).student
+    return recipe.model_copy(update={"student": student})
+
+
+def hardware_of(recipe: Recipe, path: Path) -> Hardware | None:
+    """The measured hardware that the recipe's budget names; None: it names none."""
+    wanted = recipe.student.budget.hardware if recipe.student.budget else None
+    if wanted is None:
+        return None
+    return Hardware.load(recipes.find_data(wanted, path))
 
 
 def plan(recipe: Recipe, path: Path) -> Json:
@@ -83,7 +109,12 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "obligations": [one.id for one in decision.obligations],
             "warnings": list(decision.warnings),
         },
-        "student": {"name": demanded.name, "parameters": student.parameters},
+        "student": {
+            "name": demanded.name,
+            "parameters": student.parameters,
+            "shape": asdict(student),
+            "predicted": _predicted(recipe, path, student),
+        },
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
         "expected_total_seconds": round(sum(seconds.values())),
         "expected_memory_bytes": round(
@@ -103,6 +134,12 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "products_per_second": matmul.rate(),
         },
     }
+
+
+def _predicted(recipe: Recipe, path: Path, student: Dimensions) -> Json | None:
+    """What the budget's hardware makes of the shape; None: it names none."""
+    hardware = hardware_of(recipe, path)
+    return {"hardware": hardware.name, **asdict(hardware.predict(student))} if hardware else None
 
 
 def _answer_tokens(recipe: Recipe) -> float:
@@ -164,6 +201,21 @@ def tokens_per_second(stage: str, products_per_second: float) -> float:
     return float(np.exp(logs)) * slowest
 
 
+def _shape_lines(student: Json) -> list[str]:
+    shape, cost = student["shape"], student["predicted"]
+    lines = [
+        f"shape       {shape['layers']} layers, MLPs of {shape['mlp_width']:,}, "
+        f"{shape['kv_heads']} groups of heads, {shape['hidden']:,} channels, "
+        f"{shape['vocabulary']:,} tokens"
+    ]
+    if cost:
+        lines.append(
+            f"predicted   {cost['latency_ms']:.3g} ms a token, {cost['memory_bytes'] / 1e6:.0f} MB "
+            f"on {cost['hardware']}"
+        )
+    return lines
+
+
 def render(found: Json) -> str:
     """The plan for people."""
     gib = 2**30
@@ -177,6 +229,7 @@ def render(found: Json) -> str:
         + "".join(f"\n            must: {one}" for one in found["terms"]["obligations"])
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),
         f"student     {student['name']}, {student['parameters'] / 1e6:.1f}M parameters",
+        *_shape_lines(student),
         "expected    "
         + ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items()),
         f"in all      about {whole}, "

@@ -76,7 +76,7 @@ def run(config: Config) -> Result:
         StageError: the world got in the way; run it again, finished stages are kept.
     """
     path = recipes.find_recipe(config.recipe)
-    recipe = recipes.load_recipe(path, config.overrides)
+    recipe = outlook.fitted(recipes.load_recipe(path, config.overrides), path)
     if config.dry_run:
         return Result(None, None, outlook.plan(recipe, path))
     # The second lock is the one that `certify` takes: it shall replace no stage of this run.
@@ -119,7 +119,9 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         student=student, control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
-        return publish(parts, recipe, decision, plan, [one for _, one in origins], out, signer)
+        return publish(
+            parts, recipe, path, decision, plan, [one for _, one in origins], out, signer
+        )
 
 
 def _load(recipe: Recipe, base: initial.Base | None) -> local.Teacher:
@@ -183,6 +185,7 @@ def ask_terms(
 def publish(
     parts: Parts,
     recipe: Recipe,
+    path: Path,
     decision: gate.Decision,
     plan: obligations.Plan,
     origins: Sequence[Resource],
@@ -201,7 +204,8 @@ def publish(
         statements=len(parts.chain) + len(predicates) + 1,
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
-    facts = assemble.collect(parts, recipe, decision, plan, origins, proof)
+    hardware = outlook.hardware_of(recipe, path)
+    facts = assemble.collect(parts, recipe, decision, plan, origins, proof, hardware)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(

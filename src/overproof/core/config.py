@@ -70,6 +70,29 @@ class SampleConfig(Section):
         return self
 
 
+class Budget(Section):
+    """What the student may cost; what the recipe's shape leaves out is chosen to fit."""
+
+    latency_ms: float | None = Field(
+        None, ge=0.0, description="a decoded token, milliseconds: Q8_0 in llama.cpp, one stream"
+    )
+    memory_mb: float | None = Field(
+        None, ge=0.0, description="peak of the engine's process at a context of 512 tokens, MB"
+    )
+    parameters: int | None = Field(None, ge=0, description="of the student, a tied head once")
+    hardware: str | None = Field(
+        None,
+        description="file of `overproof plan --measure`, as given or beside the recipe: what "
+        "latency and memory are predicted from",
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if (self.latency_ms, self.memory_mb, self.parameters) == (None, None, None):
+            raise ValueError("it limits nothing: give latency_ms, memory_mb or parameters")
+        return self
+
+
 class StudentConfig(Section):
     """The shape of the flash model, and the model that it is cut from."""
 
@@ -94,6 +117,7 @@ class StudentConfig(Section):
         "fastest",
     )
     vocabulary: Positive = Field(description="tokens kept, byte fallback included")
+    budget: Budget | None = None
     importance: Literal["greedy-kl", "angular", "even"] = Field(
         "greedy-kl", description="how the layers to drop are chosen"
     )
