@@ -8,6 +8,7 @@ is an estimate and says so.
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from overproof.core.methods import Scratch  # noqa: E402
 from overproof.policy import gate, obligations, own  # noqa: E402
 from overproof.release.quality import demand_speed_target  # noqa: E402
 from overproof.release.words import duration  # noqa: E402
-from overproof.student import experts, general, scratch, shape  # noqa: E402
+from overproof.student import budget, experts, general, scratch, shape  # noqa: E402
+from overproof.student.cost import Hardware  # noqa: E402
 from overproof.student.dimensions import Dimensions  # noqa: E402
 from overproof.teacher import local, prompts  # noqa: E402
 from overproof.teacher.forward import packs  # noqa: E402
@@ -50,6 +52,30 @@ PROMPT_TOKENS = 24
 FIXED_SECONDS = 150.0  # certify, shape, export, speed, proof
 PROCESS_BYTES = 800e6  # libraries and temporaries of the run and of each worker
 BYTES_PER_TOKEN = 70  # of all training examples, in the run and in each training worker
+
+
+def fitted(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with a shape that its budget allows, where it has a budget.
+
+    Args:
+        path: of the recipe; the file of the hardware may lie beside it.
+
+    Raises:
+        UsageError: no shape fits, or the hardware was not measured.
+    """
+    if recipe.student.budget is None:
+        return recipe
+    base = Dimensions.of(local.config_of(recipe.student.base or recipe.teacher.model))
+    student = budget.fitted(recipe.student, base, hardware_of(recipe, path)).student
+    return recipe.model_copy(update={"student": student})
+
+
+def hardware_of(recipe: Recipe, path: Path) -> Hardware | None:
+    """The measured hardware that the recipe's budget names; None: it names none."""
+    wanted = recipe.student.budget.hardware if recipe.student.budget else None
+    if wanted is None:
+        return None
+    return Hardware.load(recipes.find_data(wanted, path))
 
 
 def plan(recipe: Recipe, path: Path) -> Json:
@@ -77,8 +103,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
     answer, examples = _answer_tokens(recipe), _examples(recipe)
     # Of other architectures nothing was measured.
     seconds = dict[str, float]()
-    if packs(config) and packs(base):
-        student = Dimensions.of(base).cut(recipe.student)
+    student = Dimensions.of(base).cut(recipe.student) if packs(base) else None
+    if packs(config) and student:
         seconds = _seconds(recipe, Dimensions.of(config), student)
     trainers = min(device.cores(), recipe.train.sequences)
     example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
@@ -100,7 +126,12 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "obligations": [one.id for one in decision.obligations],
             "warnings": list(decision.warnings),
         },
-        "student": {"name": demanded.name, "parameters": small},
+        "student": {
+            "name": demanded.name,
+            "parameters": small,
+            "shape": asdict(student) if student else None,
+            "predicted": _predicted(recipe, path, student) if student else None,
+        },
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
         "expected_total_seconds": round(sum(seconds.values())) if seconds else None,
         "expected_memory_bytes": round(
@@ -147,6 +178,12 @@ def _own(
     decision = own.decision(name, None, recipe.teacher.channel, today)
     resource = Resource("teacher", name, "stage:teacher", "")
     return resource, config, decision, obligations.carry_out(decision, recipe.student.name)
+
+
+def _predicted(recipe: Recipe, path: Path, student: Dimensions) -> Json | None:
+    """What the budget's hardware makes of the shape; None: it names none."""
+    hardware = hardware_of(recipe, path)
+    return {"hardware": hardware.name, **asdict(hardware.predict(student))} if hardware else None
 
 
 def _answer_tokens(recipe: Recipe) -> float:
@@ -208,6 +245,23 @@ def tokens_per_second(stage: str, products_per_second: float) -> float:
     return float(np.exp(logs)) * slowest
 
 
+def _shape_lines(student: Json) -> list[str]:
+    shape, cost = student["shape"], student["predicted"]
+    if shape is None:  # of an architecture whose dimensions are not known by name
+        return []
+    lines = [
+        f"shape       {shape['layers']} layers, MLPs of {shape['mlp_width']:,}, "
+        f"{shape['kv_heads']} groups of heads, {shape['hidden']:,} channels, "
+        f"{shape['vocabulary']:,} tokens"
+    ]
+    if cost:
+        lines.append(
+            f"predicted   {cost['latency_ms']:.3g} ms a token, {cost['memory_bytes'] / 1e6:.0f} MB "
+            f"on {cost['hardware']}"
+        )
+    return lines
+
+
 def render(found: Json) -> str:
     """The plan for people."""
     gib = 2**30
@@ -224,6 +278,7 @@ def render(found: Json) -> str:
         + "".join(f"\n            must: {one}" for one in found["terms"]["obligations"])
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),
         f"student     {student['name']}, {student['parameters'] / 1e6:.1f}M parameters",
+        *_shape_lines(student),
         "expected    "
         + (
             ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items())

@@ -77,7 +77,7 @@ def run(config: Config) -> Result:
         StageError: the world got in the way; run it again, finished stages are kept.
     """
     path = recipes.find_recipe(config.recipe)
-    recipe = recipes.load_recipe(path, config.overrides)
+    recipe = outlook.fitted(recipes.load_recipe(path, config.overrides), path)
     if config.dry_run:
         return Result(None, None, outlook.plan(recipe, path))
     # The second lock is the one that `certify` takes: it shall replace no stage of this run.
@@ -128,7 +128,7 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
-        return publish(parts, recipe, decision, plan, origins, out, signer)
+        return publish(parts, recipe, path, decision, plan, origins, out, signer)
 
 
 def _corpus(
@@ -222,6 +222,7 @@ def ask_terms(
 def publish(
     parts: Parts,
     recipe: Recipe,
+    path: Path,
     decision: gate.Decision,
     plan: obligations.Plan,
     origins: Sequence[tuple[Path, Input]],
@@ -241,7 +242,8 @@ def publish(
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
     models = [_resource(recipe, origin) for _, origin in origins]
-    facts = assemble.collect(parts, recipe, decision, plan, models, proof)
+    hardware = outlook.hardware_of(recipe, path)
+    facts = assemble.collect(parts, recipe, decision, plan, models, proof, hardware)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(

@@ -111,6 +111,29 @@ class SampleConfig(Section):
         return self
 
 
+class Budget(Section):
+    """What the student may cost; what the recipe's shape leaves out is chosen to fit."""
+
+    latency_ms: float | None = Field(
+        None, ge=0.0, description="a decoded token, milliseconds: Q8_0 in llama.cpp, one stream"
+    )
+    memory_mb: float | None = Field(
+        None, ge=0.0, description="peak of the engine's process at a context of 512 tokens, MB"
+    )
+    parameters: int | None = Field(None, ge=0, description="of the student, a tied head once")
+    hardware: str | None = Field(
+        None,
+        description="file of `overproof plan --measure`, as given or beside the recipe: what "
+        "latency and memory are predicted from",
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if (self.latency_ms, self.memory_mb, self.parameters) == (None, None, None):
+            raise ValueError("it limits nothing: give latency_ms, memory_mb or parameters")
+        return self
+
+
 class StudentConfig(Section):
     """The shape of the flash model, and the model that it is cut from."""
 
@@ -142,6 +165,7 @@ class StudentConfig(Section):
     spare_experts: Literal["drop", "merge"] = Field(
         "drop", description="what becomes of the others: left out, or averaged into the nearest"
     )
+    budget: Budget | None = None
     importance: Literal["greedy-kl", "angular", "even"] = Field(
         "greedy-kl", description="how the layers to drop are chosen"
     )
@@ -262,6 +286,11 @@ class Recipe(Section):
             raise ValueError(
                 "student.base goes with a teacher that others made; one of your own "
                 "(teacher.scratch) is what its student is cut from"
+            )
+        if self.student.budget and (self.teacher.scratch or not self.export.targets):
+            raise ValueError(
+                "student.budget chooses among shapes that llama.cpp runs: it goes with a teacher "
+                "that others made, and with builds in export.targets"
             )
         return self
 

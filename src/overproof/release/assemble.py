@@ -24,6 +24,10 @@ from overproof.release.card import write_card
 from overproof.release.quality import result_of
 from overproof.release.report import write_report
 from overproof.release.tally import BY_POSITION, DIFFERENCES
+from overproof.student.budget import MB
+from overproof.student.cost import Hardware
+from overproof.student.dimensions import Dimensions
+from overproof.student.initial import load_model_config
 from overproof.teacher import local
 
 # What the measurement's figure at a dropped layer is, by the rule that chose.
@@ -103,11 +107,13 @@ def collect(
     plan: Plan,
     origins: Sequence[Resource],
     proof: f.Proof,
+    hardware: Hardware | None = None,
 ) -> f.ReportFacts:
     """Everything the report shows, from the stages' manifests.
 
     Args:
         origins: the teacher, and what the student was cut from where that is another model.
+        hardware: that the recipe's budget was for.
     """
     teacher, base = origins[0], origins[1] if len(origins) > 1 else None
     result, samples = result_of(parts.evaluation), parts.samples.facts
@@ -128,6 +134,7 @@ def collect(
         evaluation=_evaluation(result, parts.initial, recipe),
         speed=f.Speeds(*(_speed(speed[who]) for who in ("teacher", "student"))) if speed else None,
         sizes=_sizes(parts.initial),
+        costs=_costs(parts, recipe, hardware),
         training=_training(parts, recipe),
         importance=_importance(parts.initial, recipe),
         method=method.sentences(
@@ -194,6 +201,25 @@ def _sizes(initial: Artifact) -> f.Sizes:
     return f.Sizes(*(f.Size(**initial.facts[who]) for who in ("teacher", "student")))
 
 
+def _costs(parts: Parts, recipe: Recipe, hardware: Hardware | None) -> f.Costs | None:
+    budget = recipe.student.budget
+    if budget is None or parts.speed is None:
+        return None
+    speed = _measured(parts.speed)
+    decode, memory = (speed["student"][name] for name in ("decode_tokens_per_second", "peak_bytes"))
+    shape = Dimensions.of(load_model_config(parts.student.path))
+    machine = hardware.machine if hardware else {}
+    return f.Costs(
+        budget.latency_ms,
+        None if budget.memory_mb is None else budget.memory_mb * MB,
+        budget.parameters,
+        hardware.name if hardware else None,
+        f.Cost(**vars(hardware.predict(shape))) if hardware else None,
+        f.Cost(1000 / decode, memory, parts.initial.facts["parameters"]),
+        all(machine.get(key) == speed["machine"][key] for key in ("processor", "cores")),
+    )
+
+
 def _training(parts: Parts, recipe: Recipe) -> f.Training:
     return f.Training(
         _run(parts.student, method.objective(recipe)),
@@ -230,6 +256,8 @@ def recipe_without_folders(recipe: Recipe, teacher: Resource, base: Resource | N
     found: Json = recipe.model_dump(mode="json")
     if teacher.is_here:
         found["teacher"]["model"] = teacher.name
+    if recipe.student.budget and recipe.student.budget.hardware:
+        found["student"]["budget"]["hardware"] = Path(recipe.student.budget.hardware).name
     if found["student"]["base"] and (base or teacher).is_here:
         found["student"]["base"] = (base or teacher).name
     given = [(found["data"], key) for key in ("train", "heldout")]

@@ -122,6 +122,39 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a student costs to run, predicted or measured.
+
+    Attributes:
+        latency_ms: a decoded token.
+    """
+
+    latency_ms: float
+    memory_bytes: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the budget limited, what was predicted for the shape that was chosen, what came out.
+
+    Attributes:
+        limits: of latency in ms, memory in bytes, parameters; None for no limit.
+        hardware: that the prediction is of; None: parameters alone were limited.
+        predicted: None where nothing was measured to predict from.
+        same: whether the actual numbers are of that hardware's processor and cores.
+    """
+
+    latency_ms: float | None
+    memory_bytes: float | None
+    parameters: int | None
+    hardware: str | None
+    predicted: Cost | None
+    actual: Cost
+    same: bool
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Teacher and student. The control arm and the untrained student have the student's shape."""
 
@@ -322,6 +355,7 @@ class ReportFacts:
         recipe: the recipe as run.
         elsewhere: a sentence for each stage that was made on another machine or other versions.
         base_model: what the student was cut from; None: the teacher.
+        costs: predicted against actual, where the recipe has a budget.
     """
 
     name: str
@@ -353,6 +387,7 @@ class ReportFacts:
     recipe: Json = dataclasses.field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
     base_model: TeacherModel | None = None
+    costs: Costs | None = None
 
 
 def clean(text: str) -> str:

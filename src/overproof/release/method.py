@@ -17,15 +17,14 @@ def sentences(
         base: name of what the student was cut from; None: the teacher.
     """
     sample, train, student = recipe.sample, recipe.train, recipe.student
-    wide = student.mlp_width
     widths = [
         f"{number:,} {of}"
-        for number, of in (
-            (student.hidden, "channels of its states"),
-            (student.kv_heads, "groups of heads a layer"),
-            (wide, "units in each MLP"),
+        for number, whole, of in (
+            (student.hidden, initial["base"]["hidden"], "channels of its states"),
+            (student.kv_heads, initial["base"]["kv_heads"], "groups of heads a layer"),
+            (student.mlp_width, initial["base"]["mlp_width"], "units in each MLP"),
         )
-        if number is not None
+        if number not in (None, whole)
     ]
     narrow = "its full width" if not widths else ", ".join(widths)
     layers, every = len(initial["kept_layers"]), initial["base"]["layers"]

@@ -105,6 +105,7 @@ def render(facts: ReportFacts) -> str:
             runs=runs(facts),
             dropped=dropped(facts),
             shapes=shapes(facts),
+            costs=costs(facts),
             headline=headline(facts),
             claims=CLAIMS,
             levels=LEVELS,
@@ -128,6 +129,28 @@ def shapes(facts: ReportFacts) -> list[tuple[str, int, int]]:
         ("Vocabulary, tokens", teacher.vocabulary, student.vocabulary),
     ]
     return [(label, big, small) for label, big, small in rows if big and small]
+
+
+def costs(facts: ReportFacts) -> list[tuple[str, str, str, str]]:
+    """Label, limit, prediction and what came out of each figure of a budget."""
+    found = facts.costs
+    if found is None:
+        return []
+
+    def row(label: str, limit: float | None, name: str, show: Any) -> tuple[str, str, str, str]:
+        predicted = show(getattr(found.predicted, name)) if found.predicted else "not predicted"
+        return (
+            label,
+            "none" if limit is None else show(limit),
+            predicted,
+            show(getattr(found.actual, name)),
+        )
+
+    return [
+        row("A decoded token, ms", found.latency_ms, "latency_ms", words.measured),
+        row("Peak memory", found.memory_bytes, "memory_bytes", words.size),
+        row("Parameters", found.parameters, "parameters", words.parameters),
+    ]
 
 
 def arms(facts: ReportFacts) -> list[tuple[str, str, Any]]:

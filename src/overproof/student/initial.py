@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor  # noqa: E402
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import Recipe, SampleConfig, StudentConfig  # noqa: E402
@@ -238,8 +238,9 @@ def initial(
         return made.facts
 
     config = {
-        # The base counts by its weights, which are an input, not by where they are.
-        "student": recipe.student.model_dump(exclude={"name", "base"}),
+        # The base counts by its weights, which are an input, not by where they are; the budget by
+        # the shape that was chosen for it.
+        "student": recipe.student.model_dump(exclude={"name", "base", "budget"}),
         "sequence_length": recipe.train.sequence_length,
     }
     inputs: dict[str, Input] = {"teacher": resource, "samples": samples, "signals": signals}
@@ -286,6 +287,11 @@ def save_model(model: Any, folder: Path, advice: SampleConfig | None = None) -> 
 def load_model(folder: Path) -> Any:
     """A saved model in fp32, evaluation mode."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_model_config(folder: Path) -> Any:
+    """The configuration of a saved model, without its weights."""
+    return AutoConfig.from_pretrained(folder)
 
 
 def save_tokenizer(tokenizer: Tokenizer, teacher: Teacher, folder: Path) -> None:
