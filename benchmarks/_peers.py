@@ -84,6 +84,7 @@ class Peer:
             "batch": self.batch,
             "micro": self.batch // (self.setting.processes * self.setting.splits),
             "accumulation": self.setting.splits,
+            "processes": self.setting.processes,
             "threads": device.cores() // self.setting.processes,
             "bf16": device.processor().bf16,
             "save": str(saved),

@@ -87,7 +87,7 @@ def _arguments(job: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
         "output_dir": str(Path(job["answer"]).parent / "trl"),
         "use_cpu": True,
         "bf16": job["bf16"],
-        "ddp_backend": "gloo",
+        "ddp_backend": "gloo" if job["processes"] > 1 else None,
         "per_device_train_batch_size": job["micro"],
         "gradient_accumulation_steps": job["accumulation"],
         "num_train_epochs": 1,
