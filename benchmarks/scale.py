@@ -121,7 +121,9 @@ def main() -> None:
 
 def _growth(rows: dict[str, Any]) -> float | None:
     """Own memory for each record more, between the first and the last that finished."""
-    done = [(int(count), row["own_mb"]) for count, row in rows.items() if "own_mb" in row]
+    done: list[tuple[int, int]] = [
+        (int(count), row["own_mb"]) for count, row in rows.items() if "own_mb" in row
+    ]
     if len(done) < 2:
         return None
     (few, small), (many, large) = done[0], done[-1]
