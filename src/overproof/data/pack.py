@@ -21,6 +21,7 @@ from overproof.core.errors import UsageError
 Ints = NDArray[np.int64]
 PREFIX = 0  # segment of the shared prefix
 PADDING = -1  # segment of unused places
+NOWHERE = -1  # source of a place that holds no example's token
 STEP = 16  # odd numbers of rows cost a processor's matrix unit up to 40 % (docs/log.md)
 
 
@@ -131,7 +132,7 @@ def _lay(
 ) -> Packed:
     shape = (len(rows), length)
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    segments, source = np.full(shape, PADDING), np.full(shape, -1)
+    segments, source = np.full(shape, PADDING), np.full(shape, NOWHERE)
     predicts = np.zeros(shape, np.bool_)
     head = len(prefix)
     for r, row in enumerate(rows):

@@ -6,13 +6,14 @@ Shape suffix: N positions (all tokens of all examples).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from overproof.data.pack import NOWHERE, Packed, pack
 from overproof.student.targets import (
     SparseTargets,
     StateTargets,
@@ -115,6 +116,19 @@ class TrainSet:
             self.tokens_N[end - size : end].tolist()
             for end, size in zip(ends, self.lengths, strict=True)
         ]
+
+    def packed(self, which: NDArray[np.int64], length: int) -> Packed:
+        """Some examples in sequences of `length` tokens, first fit in the given order.
+
+        Returns:
+            sequences whose `source_RT` counts in the whole set.
+        """
+        stops, sizes = np.cumsum(self.lengths)[which], self.lengths[which]
+        places = [np.arange(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+        texts = [self.tokens_N[place].tolist() for place in places]
+        found = pack(self.prefix.tolist(), texts, length, alone=self.alone)
+        place_N = np.concatenate([*places, [NOWHERE]])  # the last for those that have none
+        return replace(found, source_RT=place_N[found.source_RT])
 
     def records(self, source: NDArray[np.int64]) -> list[str]:
         """Keys of the records that some positions belong to, each once, in the set's order.
