@@ -60,6 +60,7 @@ lint: $(STAMP) ## Lint and types only
 	$(BIN)/mypy --strict
 
 bench: $(STAMP) ## Run every benchmark; results go to benchmarks/
+	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "$$file"; $(BIN)/python "$$file"; done
 
 docs: $(STAMP) ## Write the generated parts of docs/ again
@@ -71,7 +72,7 @@ constraints: ## Resolve constraints.txt again, from the pins named here
 	$(PYTHON) -m venv out/resolve
 	printf '%s\n' torch==2.13.0 transformers==5.23.0 xllamacpp==2026.10.11549 > out/resolve/pins
 	PIP_CONSTRAINT= out/resolve/bin/pip install -c out/resolve/pins \
-	  hatchling editables '.[all,reasoning,dev]'
+	  hatchling editables '.[all,bench,reasoning,dev]'
 	{ sed '/^#/!d' constraints.txt; { out/resolve/bin/pip freeze --all --exclude overproof \
 	  --exclude pip | sed 's/+cpu$$//'; echo '$(TEACHER)'; } | sort -f; } > out/resolve/new
 	mv out/resolve/new constraints.txt

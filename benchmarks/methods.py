@@ -5,6 +5,7 @@
 RUN is the folder of a finished run (`out/demo`). Each arm trains its initial student by the run's
 recipe with its own overrides, and is then measured twice: on the teacher's held-out answers, as
 every report does, and on answers of its own to the same prompts, each token judged by the teacher.
+With `--keep NAME` the result goes to results/NAME.json.
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--arm", nargs="+", action="append", help="a name and its overrides")
+    parser.add_argument("--keep", default="methods", help="name of the result's file")
     run = finished(parser)
     arms = {name: more for name, *more in run.given.arm} if run.given.arm else ARMS
     numbers = {"recipe": run.recipe.name, "steps": run.given.steps, "arms": compare(run, arms)}
-    print(json.dumps(keep("methods", numbers), indent=2))
+    print(json.dumps(keep(run.given.keep, numbers), indent=2))
 
 
 def compare(run: Finished, arms: dict[str, list[str]]) -> dict[str, Any]:

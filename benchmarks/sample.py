@@ -1,9 +1,11 @@
-"""Sampling throughput: our slots against `generate` of transformers, same prompts and batch.
+"""Sampling throughput: our slots against transformers' `generate` and llama.cpp's server.
 
-    python benchmarks/sample.py [--prompts 192] [--batch 96] [--rounds 3]
+    python benchmarks/sample.py [--prompts 192] [--batch 64] [--streams 16] [--rounds 3]
 
-Both draw with temperature 0.7 from the 64 most likely tokens, in bf16, on all cores, in turn:
-A B A B. `generate` gets what its documentation advises: left padding, prompts sorted by length.
+All draw with temperature 0.7 from the 64 most likely tokens, on all cores, in turn: A B A B.
+`generate` gets what its documentation advises: left padding, prompts sorted by length, bf16.
+llama.cpp serves the teacher's own GGUF file over HTTP, to as many clients as it has slots; every
+slot keeps the prefix that all prompts share. Its threads wait as they do by default.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ device.prepare()
 
 import torch  # noqa: E402
 
+from _child import run  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.teacher import local  # noqa: E402
@@ -30,6 +33,7 @@ from overproof.teacher.prompts import shared_prefix  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
 from overproof.teacher.sample import draw_all  # noqa: E402
 
+TEACHER = "builtin:smollm2-135m-instruct"
 SYSTEM = "You are a customer support assistant. Answer in two or three short sentences."
 LENGTH = 80
 SIGNALS = TopK(96, 32)  # as in the recipe `support`
@@ -82,14 +86,38 @@ def generate(teacher: local.Teacher, prompts: list[list[int]], batch: int, seed:
     return tokens / (time.perf_counter() - started)
 
 
+def llama(file: Path, prompts: list[list[int]], streams: int, seed: int) -> float:
+    """The same by llama.cpp's server from a GGUF file; loading it is not counted."""
+    found = run(
+        "_llama.py",
+        {
+            "file": str(file),
+            "prompts": prompts,
+            "streams": streams,
+            "threads": device.cores(),
+            "context": max(map(len, prompts)) + LENGTH,
+            "request": {
+                "n_predict": LENGTH,
+                "temperature": 0.7,
+                "top_k": 64,
+                "samplers": ["top_k", "temperature"],
+                "seed": seed,
+                "cache_prompt": True,
+            },
+        },
+    )
+    return float(found["tokens"] / found["seconds"])
+
+
 def main() -> None:
     """Measure, print, and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=192)
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    teacher = local.load("builtin:smollm2-135m-instruct")
+    teacher, (file, _) = local.load(TEACHER), local.identify(TEACHER)
     source = Path(__file__).parents[1] / "datasets/support/train.jsonl"
     lines = source.read_text(encoding="utf-8").splitlines()[: given.prompts]
     prompts = [teacher.prompt_ids(json.loads(line)["prompt"], SYSTEM) for line in lines]
@@ -100,12 +128,15 @@ def main() -> None:
             "ours_with_signals": ours(teacher, prompts, given.batch, seed, SIGNALS),
             "generate": generate(teacher, prompts, given.batch, seed),
         }
-        rows.append(row | {"ratio": row["ours"] / row["generate"]})
+        row["llama_cpp"] = llama(file, prompts, given.streams, seed)
+        ratios = {f"times_{name}": row["ours"] / row[name] for name in ("generate", "llama_cpp")}
+        rows.append(row | ratios)
         print({name: round(value, 2) for name, value in rows[-1].items()}, flush=True)
     numbers = {
         "unit": "tokens per second",
         "median": {key: round(statistics.median(row[key] for row in rows), 2) for key in rows[0]},
         "rounds": rows,
+        "bars": {"times_generate": 2.5, "times_llama_cpp": 4.0},
         "settings": vars(given),
     }
     result = keep("sample", numbers)

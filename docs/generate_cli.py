@@ -17,6 +17,7 @@ COMMANDS = (
     ("verify",),
     ("terms",),
     ("ask",),
+    ("plan",),
     ("keys",),
     ("keys", "new"),
     ("keys", "show"),

@@ -88,6 +88,14 @@ def distill(
         typer.Option(metavar="FILE", help="Private key to sign with; else the key `default`."),
     ] = None,
     overrides: Overrides = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMITS",
+            help="Choose layers, MLPs and heads to fit: "
+            "latency=5ms,memory=100MB,parameters=60M,for=FILE.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, time and memory; run nothing.")
     ] = False,
@@ -106,6 +114,7 @@ def distill(
       overproof distill support --dry-run
       overproof distill my.yaml --out out/mine --key ~/keys/release.key
       overproof distill support --set train.steps=200 --set seed=1
+      overproof distill support --budget parameters=40M --dry-run
     """
     if print_schema:
         from overproof.core.config import Recipe
@@ -113,10 +122,43 @@ def distill(
         print_text(pretty(Recipe.model_json_schema()))
         return 0
     from overproof import pipeline as verb
+    from overproof.core.limits import overrides_of
 
+    limits = overrides_of(budget) if budget is not None else []
     config = verb.Config(
-        recipe=recipe, out=out, key=key, overrides=tuple(overrides or ()), dry_run=dry_run
+        recipe=recipe, out=out, key=key, overrides=(*limits, *(overrides or ())), dry_run=dry_run
     )
+    return finish(verb, verb.run(config), as_json)
+
+
+@app.command(short_help="Measure what shapes cost on this machine.")
+def plan(
+    measure: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Whose base the shapes are taken from.")
+    ] = "support",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the machine; else its network name.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> int:
+    """Measure what shapes cost on this machine, for `overproof distill --budget`.
+
+    Models of random weights are decoded in the engine that builds are timed in; a line
+    is fitted and written with its residuals. Takes some minutes on a quiet machine.
+
+    \b
+    Examples:
+      overproof plan --measure laptop.json --name laptop
+      overproof plan mine.yaml --measure hardware/phone.json
+    """
+    from overproof.release import plan as verb
+
+    with options():
+        config = verb.Config(
+            measure=measure, recipe=recipe, name=name, overrides=tuple(overrides or ())
+        )
     return finish(verb, verb.run(config), as_json)
 
 

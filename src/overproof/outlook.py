@@ -7,27 +7,38 @@ is an estimate and says so.
 
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from overproof import matmul
 from overproof.core import config as recipes
 from overproof.core import device
-from overproof.core.artifact import Json
-from overproof.core.config import Recipe
-from overproof.core.endpoint import Budget
-from overproof.core.methods import Text
-from overproof.data import read
-from overproof.policy import obligations
-from overproof.release.quality import demand_speed_target
-from overproof.release.words import duration
-from overproof.student import shape
-from overproof.student.dimensions import Dimensions
-from overproof.teacher import local, prompts
-from overproof.teacher.kept import kept_of
-from overproof.teacher.origins import find
-from overproof.teacher.remote import stage as remote
+
+device.prepare()
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from overproof.core.artifact import Json, Resource  # noqa: E402
+from overproof.core.config import Recipe, StudentConfig  # noqa: E402
+from overproof.core.endpoint import Budget  # noqa: E402
+from overproof.core.methods import Scratch, Text  # noqa: E402
+from overproof.data import read  # noqa: E402
+from overproof.policy import gate, obligations, own  # noqa: E402
+from overproof.release.quality import demand_speed_target  # noqa: E402
+from overproof.release.words import duration  # noqa: E402
+from overproof.student import budget, experts, general, scratch, shape  # noqa: E402
+from overproof.student.cost import Hardware  # noqa: E402
+from overproof.student.dimensions import Dimensions  # noqa: E402
+from overproof.teacher import local, prompts  # noqa: E402
+from overproof.teacher.forward import packs  # noqa: E402
+from overproof.teacher.kept import kept_of  # noqa: E402
+from overproof.teacher.origins import Origin, Origins, find  # noqa: E402
+from overproof.teacher.remote import stage as remote  # noqa: E402
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
 # the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
@@ -47,6 +58,30 @@ PROCESS_BYTES = 800e6  # libraries and temporaries of the run and of each worker
 BYTES_PER_TOKEN = 70  # of all training examples, in the run and in each training worker
 
 
+def fitted(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with a shape that its budget allows, where it has a budget.
+
+    Args:
+        path: of the recipe; the file of the hardware may lie beside it.
+
+    Raises:
+        UsageError: no shape fits, or the hardware was not measured.
+    """
+    if recipe.student.budget is None:
+        return recipe
+    base = Dimensions.of(local.config_of(recipe.student.base or recipe.teacher.model))
+    student = budget.fitted(recipe.student, base, hardware_of(recipe, path)).student
+    return recipe.model_copy(update={"student": student})
+
+
+def hardware_of(recipe: Recipe, path: Path) -> Hardware | None:
+    """The measured hardware that the recipe's budget names; None: it names none."""
+    wanted = recipe.student.budget.hardware if recipe.student.budget else None
+    if wanted is None:
+        return None
+    return Hardware.load(recipes.find_data(wanted, path))
+
+
 def plan(recipe: Recipe, path: Path) -> Json:
     """Verdicts, sizes, time, memory and disk of a run, before anything is spent.
 
@@ -56,18 +91,25 @@ def plan(recipe: Recipe, path: Path) -> Json:
             not fit a training sequence.
         PolicyError: the teacher's terms forbid the run; the message names the clause.
     """
-    origins = find(recipe)
-    here, other = origins.here, origins.other
-    config = local.config_of(here.name)
-    decision, demanded = obligations.permit(recipe, origins.places)
+    if recipe.teacher.scratch is not None:
+        origins, config, decision, demanded = _own(recipe, recipe.teacher.scratch, path)
+    else:
+        origins = find(recipe)
+        config = local.config_of(origins.here.name)
+        decision, demanded = obligations.permit(recipe, origins.places)
+    here, other = origins.here.resource, origins.other
     base = local.config_of(other.name) if other else config
     shape.demand_size(base, recipe.student)
+    experts.demand(base, recipe.student)
     demand_speed_target(recipe.export)
     prompts.demand_sequence(1, recipe)  # of the prompts nothing is known yet
-    teacher = Dimensions.of(config)
-    student = Dimensions.of(base).cut(recipe.student)
+    big, small = _parameters(config), _student_parameters(base, recipe.student)
     answer, examples = _answer_tokens(recipe), _examples(recipe)
-    seconds = _seconds(recipe, teacher, student)
+    # Of other architectures nothing was measured.
+    seconds = dict[str, float]()
+    student = Dimensions.of(base).cut(recipe.student) if packs(base) else None
+    if packs(config) and student:
+        seconds = _seconds(recipe, Dimensions.of(config), student)
     trainers = min(device.cores(), recipe.train.sequences)
     example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
     kept_tokens = examples * (answer + recipe.signals.prompts * PROMPT_TOKENS)
@@ -79,10 +121,10 @@ def plan(recipe: Recipe, path: Path) -> Json:
             split: str(recipes.find_data(file, path))
             for split, file in (("train", recipe.data.train), ("heldout", recipe.data.heldout))
         },
-        here.resource.kind: {
-            "name": here.resource.name,
-            "sha256": here.resource.sha256,
-            "parameters": teacher.parameters,
+        here.kind: {
+            "name": here.name,
+            "sha256": here.sha256,
+            "parameters": big,
         },
         **({"remote": _remote(recipe, path)} if origins.remote else {}),
         "terms": {
@@ -90,19 +132,22 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "obligations": [one.id for one in decision.obligations],
             "warnings": list(decision.warnings),
         },
-        "student": {"name": demanded.name, "parameters": student.parameters},
+        "student": {
+            "name": demanded.name,
+            "parameters": small,
+            "shape": asdict(student) if student else None,
+            "predicted": _predicted(recipe, path, student) if student else None,
+        },
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
-        "expected_total_seconds": round(sum(seconds.values())),
+        "expected_total_seconds": round(sum(seconds.values())) if seconds else None,
         "expected_memory_bytes": round(
-            14 * teacher.parameters
-            + 20 * student.parameters
+            14 * big
+            + 20 * small
             + PROCESS_BYTES * (device.cores() + 1)
             + example_bytes * (trainers + 1)
         ),
         # Signals, and what the student trains on: as much again or more.
-        "expected_disk_bytes": round(
-            16 * student.parameters + 2 * teacher.parameters + 3 * signal_bytes
-        ),
+        "expected_disk_bytes": round(16 * small + 2 * big + 3 * signal_bytes),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,
@@ -145,6 +190,42 @@ def _within(budget: Budget | None, tokens: int, money: float | None) -> bool | N
         return None
     fits_money = budget.money is None or (money is not None and money <= budget.money)
     return fits_money and (budget.tokens is None or tokens <= budget.tokens)
+
+
+def _parameters(config: Any) -> int:
+    """Of a model of this configuration; no memory is taken for its weights."""
+    if packs(config):
+        return Dimensions.of(config).parameters
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(one.numel() for one in model.parameters())
+
+
+def _student_parameters(base: Any, student: StudentConfig) -> int:
+    """Of a student that is cut from a base of this configuration."""
+    if packs(base):
+        return Dimensions.of(base).cut(student).parameters
+    return _parameters(general.config_of(base, student))
+
+
+def _own(
+    recipe: Recipe, made: Scratch, path: Path
+) -> tuple[Origins, Any, gate.Decision, obligations.Plan]:
+    """What is known of a teacher that the run will make: no digest yet."""
+    config = scratch.config_of(recipes.find_data(made.configuration, path))
+    config.vocab_size = made.vocabulary
+    recipes.find_data(made.data, path)
+    name, today = recipe.teacher.model, dt.datetime.now(dt.UTC).date()
+    decision = own.decision(name, None, recipe.teacher.channel, today)
+    resource = Resource("teacher", name, "stage:teacher", "")
+    origins = Origins(Origin(name, Path(), resource))
+    return origins, config, decision, obligations.carry_out(decision, recipe.student.name)
+
+
+def _predicted(recipe: Recipe, path: Path, student: Dimensions) -> Json | None:
+    """What the budget's hardware makes of the shape; None: it names none."""
+    hardware = hardware_of(recipe, path)
+    return {"hardware": hardware.name, **asdict(hardware.predict(student))} if hardware else None
 
 
 def _answer_tokens(recipe: Recipe) -> float:
@@ -226,11 +307,31 @@ def _asking(found: Json) -> list[str]:
     ]
 
 
+def _shape_lines(student: Json) -> list[str]:
+    shape, cost = student["shape"], student["predicted"]
+    if shape is None:  # of an architecture whose dimensions are not known by name
+        return []
+    lines = [
+        f"shape       {shape['layers']} layers, MLPs of {shape['mlp_width']:,}, "
+        f"{shape['kv_heads']} groups of heads, {shape['hidden']:,} channels, "
+        f"{shape['vocabulary']:,} tokens"
+    ]
+    if cost:
+        lines.append(
+            f"predicted   {cost['latency_ms']:.3g} ms a token, {cost['memory_bytes'] / 1e6:.0f} MB "
+            f"on {cost['hardware']}"
+        )
+    return lines
+
+
 def render(found: Json) -> str:
     """The plan for people."""
     gib = 2**30
-    whole = duration(60 * round(found["expected_total_seconds"] / 60)).removesuffix(" 0 s")
     weights = "base" if "base" in found else "teacher"
+    total = found["expected_total_seconds"]
+    whole = "a time that is not known"
+    if total is not None:
+        whole = "about " + duration(60 * round(total / 60)).removesuffix(" 0 s")
     teacher, student = found[weights], found["student"]
     lines = [
         f"recipe      {found['recipe']}",
@@ -241,9 +342,13 @@ def render(found: Json) -> str:
         + "".join(f"\n            must: {one}" for one in found["terms"]["obligations"])
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),
         f"student     {student['name']}, {student['parameters'] / 1e6:.1f}M parameters",
+        *_shape_lines(student),
         "expected    "
-        + ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items()),
-        f"in all      about {whole}, "
+        + (
+            ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items())
+            or "no model of this architecture was timed"
+        ),
+        f"in all      {whole}, "
         f"{found['expected_memory_bytes'] / gib:.1f} GiB of memory, "
         f"{found['expected_disk_bytes'] / gib:.1f} GiB of disk",
         f"machine     {found['machine']['processor']}, {found['machine']['cores']} cores, "

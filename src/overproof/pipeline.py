@@ -15,7 +15,7 @@ from overproof.core.config import Recipe
 from overproof.core.console import note
 from overproof.core.contract import BASE, TEACHER
 from overproof.core.disk import disk_errors, exclusive, replace_folder
-from overproof.core.methods import Text
+from overproof.core.methods import Scratch, Text
 from overproof.core.section import Section
 
 device.prepare()
@@ -27,9 +27,9 @@ from overproof.release import assemble, quality, targets  # noqa: E402
 from overproof.release.assemble import Parts  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
-from overproof.student import arms, initial  # noqa: E402
+from overproof.student import arms, initial, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
-from overproof.teacher.origins import Origins, find  # noqa: E402
+from overproof.teacher.origins import Origin, Origins, find  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
@@ -79,7 +79,7 @@ def run(config: Config) -> Result:
         StageError: the world got in the way; run it again, finished stages are kept.
     """
     path = recipes.find_recipe(config.recipe)
-    recipe = recipes.load_recipe(path, config.overrides)
+    recipe = outlook.fitted(recipes.load_recipe(path, config.overrides), path)
     if config.dry_run:
         return Result(None, None, outlook.plan(recipe, path))
     # The second lock is the one that `certify` takes: it shall replace no stage of this run.
@@ -94,12 +94,18 @@ def run(config: Config) -> Result:
 def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
-    origins = find(recipe)
-    teacher, here, base = origins.teacher.resource, origins.here.resource, _base(origins)
-    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, origins, base))
+    if recipe.teacher.scratch is None:
+        origins = find(recipe)
 
     heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
     train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
+    own = corpus = None
+    if recipe.teacher.scratch is not None:
+        corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
+        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store)
+        origins = Origins(Origin(recipe.teacher.model, own.path, own))
+    teacher, here, base = origins.teacher.input, origins.here.input, _base(origins)
+    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, origins, base))
     decision, plan, terms = ask_terms(recipe, origins, store)
 
     draw = remote.sample if origins.remote else answers.sample
@@ -115,30 +121,55 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
     evaluation = quality.evaluation(load, samples, measured, recipe, here, store)
     texts = quality.heldout_texts(samples, start)
-    builds = export(student, recipe.export, texts, store=store, source=samples)
-    speed = quality.speed(load, builds, here, store)
+    builds = speed = None
+    if recipe.export.targets:
+        builds = export(student, recipe.export, texts, store=store, source=samples)
+        speed = quality.speed(load, builds, here, store)
 
     parts = Parts(
-        heldout=heldout, train=train, terms=terms, samples=samples, signals=cached,
-        initial=start, student=student, control=control, evaluation=evaluation, export=builds,
-        speed=speed,
+        heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own,
+        terms=terms, samples=samples, signals=cached, initial=start, student=student,
+        control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
-        return publish(parts, recipe, decision, plan, origins, out, signer)
+        return publish(parts, recipe, path, decision, plan, origins, out, signer)
+
+
+def _corpus(
+    recipe: Recipe, config: Scratch, path: Path, store: Path, heldout: Artifact, train: Artifact
+) -> Artifact:
+    """The records that a teacher of one's own is trained on; what cannot end well is refused."""
+    sketch = scratch.sketch(config, recipe.teacher.model, path)
+    demand(sketch, sketch, recipe)
+    if config.data == recipe.data.train:
+        return train
+    return _certify(recipe, config.data, path, store, "corpus", heldout)
 
 
 def _load(recipe: Recipe, origins: Origins, base: initial.Base | None) -> local.Teacher:
     """The teacher, or the base in whose tokens it answers; what cannot end well is refused."""
-    teacher = local.load(origins.here.name)
-    origin = base.load() if base else teacher
-    initial.demand(teacher, origin, recipe.student)
+    loaded = origins.here.load()
+    demand(loaded, base.load() if base else loaded, recipe)
+    return loaded
+
+
+def demand(teacher: local.Teacher, base: local.Teacher, recipe: Recipe) -> None:
+    """Refuse a student or a build that cannot be made of these.
+
+    Args:
+        base: what the student is cut from: the teacher itself, or another model.
+
+    Raises:
+        UsageError: the recipe asks for too much, or for no build whose speed can be measured.
+        StageError: the architecture or tokenizer has no place in a student or an engine.
+    """
+    initial.demand(teacher, base, recipe.student)
     quality.demand_speed_target(recipe.export)
-    for one in {id(teacher): teacher, id(origin): origin}.values():
+    for one in {id(teacher): teacher, id(base): base}.values():
         for target in recipe.export.targets:
             targets.find(target).demand(
                 type(one.model).__name__, one.model.config, one.tokenizer_state
             )
-    return teacher
 
 
 def _base(origins: Origins) -> initial.Base | None:
@@ -175,11 +206,10 @@ def ask_terms(
     def make(_: Work) -> Json:
         return {"verdict": str(decision.verdict)}
 
-    resources = [one.resource for one in origins.each]
     terms = build(
         store,
         "terms",
-        inputs=dict(zip((TEACHER, BASE), resources, strict=False)),
+        inputs=dict(zip((TEACHER, BASE), (one.input for one in origins.each), strict=False)),
         config={"verdicts": verdicts},
         make=make,
         layer="policy",
@@ -190,6 +220,7 @@ def ask_terms(
 def publish(
     parts: Parts,
     recipe: Recipe,
+    path: Path,
     decision: gate.Decision,
     plan: obligations.Plan,
     origins: Origins,
@@ -208,7 +239,8 @@ def publish(
         statements=len(parts.chain) + len(predicates) + 1,
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
-    facts = assemble.collect(parts, recipe, decision, plan, origins, proof)
+    hardware = outlook.hardware_of(recipe, path)
+    facts = assemble.collect(parts, recipe, decision, plan, origins, proof, hardware)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(
@@ -233,7 +265,7 @@ def _predicates(
 ) -> list[attest.Predicate]:
     met = [one.id for one in plan.obligations]
     found: list[attest.Predicate] = [
-        ("certificate", part, dataset.certificate(part)) for part in (parts.train, parts.heldout)
+        ("certificate", part, dataset.certificate(part)) for part in parts.datasets
     ]
     found += [("terms-verdict", parts.terms, one) for one in decision.predicates(met)]
     if origins.remote is not None:
@@ -241,9 +273,10 @@ def _predicates(
         said = {"teacher": named, **parts.samples.facts["remote"]}
         found.append(("remote-teacher", parts.samples, said))
     found.append(("evaluation", parts.evaluation, parts.evaluation.facts))
-    found += [
-        ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)
-    ]
+    if parts.export:
+        found += [
+            ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)
+        ]
     return found
 
 

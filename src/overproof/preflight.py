@@ -38,11 +38,12 @@ from overproof.student.divergences import FORWARD_KL, Divergence, divergence  # 
 from overproof.student.losses import Dense, divergence_of  # noqa: E402
 from overproof.teacher import local  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.forward import head_of  # noqa: E402
 from overproof.teacher.kept import TopK  # noqa: E402
 from overproof.teacher.origins import find  # noqa: E402
 from overproof.teacher.prompts import shared_prefix  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
-from overproof.teacher.sample import Sampler, places_for  # noqa: E402
+from overproof.teacher.sample import sampler  # noqa: E402
 from overproof.teacher.signals import shard_signals  # noqa: E402
 
 PROMPTS = 8  # answered; a prefill group
@@ -103,6 +104,11 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     """
     path = recipes.find_recipe(name)
     recipe = recipes.load_recipe(path, overrides)
+    if recipe.teacher.scratch is not None:
+        raise UsageError(
+            f"teacher {recipe.teacher.model} is not there yet: the run trains it from scratch",
+            hint=f"overproof distill {name} --dry-run says what can be said before",
+        )
     # 1.
     origins = find(recipe)
     obligations.permit(recipe, origins.places)
@@ -143,8 +149,7 @@ def look(teacher: local.Teacher, prompts: Sequence[str], recipe: Recipe) -> Seen
         for number, own in enumerate(ids)
     ]
     drawing = replace(Drawing.of(recipe.sample, teacher.stop_ids, kept), slots=PROMPTS)
-    places = places_for(prefix, requests, drawing)
-    drawn = list(Sampler(teacher.half, prefix, drawing, places).draw(requests))
+    drawn = list(sampler(teacher.half, prefix, requests, drawing).draw(requests))
     uniform, expected, itself, start = _losses(
         teacher, ids, divergence(recipe.train.divergence), recipe.signals.temperature
     )
@@ -223,8 +228,10 @@ def _losses(
 ) -> tuple[float, float, float, float]:
     """See `Seen`: `uniform`, `expected`, `itself`, `start`; at the ends of the prompts."""
     model = teacher.model
-    states = [model.model(input_ids=torch.tensor([one])).last_hidden_state[0, -1] for one in ids]
-    hidden_NE, head_UE = torch.stack(states), model.lm_head.weight
+    states = [
+        model.base_model(input_ids=torch.tensor([one])).last_hidden_state[0, -1] for one in ids
+    ]
+    hidden_NE, head_UE = torch.stack(states), head_of(model).weight
     logits_NU = hidden_NE @ head_UE.T
     size = len(head_UE)
     every = torch.arange(size)

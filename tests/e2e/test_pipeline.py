@@ -179,10 +179,10 @@ def test_a_second_run_keeps_every_stage(place: Path) -> None:
 
 
 def test_a_second_run_loads_no_teacher(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loaded(name: str) -> None:
+    def loaded(name: str, *_: object) -> None:
         raise AssertionError(f"{name} was loaded, though every stage is kept")
 
-    monkeypatch.setattr("overproof.teacher.local.load", loaded)
+    monkeypatch.setattr("overproof.teacher.local.read", loaded)
     settings = pipeline.Config(
         out=place / "out", key=place / "keys/tester.key", overrides=tuple(SETTINGS)
     )

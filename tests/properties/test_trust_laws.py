@@ -27,6 +27,7 @@ from overproof.trust.rfc6962 import (
     check_inclusion,
     leaf_hash,
     node_hash,
+    size_and_root,
 )
 from overproof.trust.strict import parse_canonical
 from overproof.trust.tlog import LogProof, Note
@@ -197,6 +198,7 @@ LEAVES = st.lists(st.binary(max_size=4), max_size=70)
 @given(LEAVES)
 def test_root_equals_the_recursive_definition(leaves: list[bytes]) -> None:
     assert Tree(map(leaf_hash, leaves)).root == naive_root(leaves)
+    assert size_and_root(map(leaf_hash, leaves)) == (len(leaves), naive_root(leaves))
 
 
 @FAST

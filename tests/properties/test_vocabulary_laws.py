@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "release"))
+
+from tiny_model import CONTROL, teacher_tokenizer
 
 from overproof.student.vocabulary import Vocabulary, trim
-from overproof.teacher.local import identify
 
-CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 BYTES = sorted(ByteLevel.alphabet())
 SIZES = (279, 2_000, 12_288)
 # Characters of every plane, and the words of a task, so that whole tokens occur too.
@@ -31,10 +34,8 @@ TEXTS = st.one_of(
 )
 
 
-@cache
 def teacher() -> Tokenizer:
-    path, _ = identify("builtin:smollm2-135m-instruct")
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
+    return teacher_tokenizer().backend_tokenizer
 
 
 @cache

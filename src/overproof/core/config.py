@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,10 +23,13 @@ from overproof.core.methods import (
     OnPolicy,
     Quantize,
     Sampled,
+    Scratch,
     Signals,
     Text,
 )
 from overproof.core.section import Fraction, Positive, Section
+
+OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class DataConfig(Section):
@@ -65,11 +69,23 @@ class TeacherConfig(Section):
         "student, which learns to do without them",
     )
     endpoint: Endpoint | None = None
+    scratch: Scratch | None = None
 
     @model_validator(mode="after")
     def _a_service_is_an_api(self) -> Self:
         if self.endpoint and self.channel != "api":
             raise ValueError("an endpoint needs channel: api; its terms are those of a service")
+        if self.endpoint and self.scratch:
+            raise ValueError("a teacher is behind an endpoint or trained from scratch, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _own_has_a_name(self) -> Self:
+        if self.scratch and not OWN_NAME.fullmatch(self.model):
+            raise ValueError(
+                f"with scratch, model is a name of your own, not a path or a hub name: got "
+                f"`{self.model}`, wanted letters, digits, `.`, `_` and `-`"
+            )
         return self
 
 
@@ -81,6 +97,11 @@ class SampleConfig(Section):
     )
     answers: Positive = Field(1, description="answers drawn to each training prompt")
     heldout_prompts: Positive = Field(200, description="the same of the held-out split")
+    words: Positive | None = Field(
+        None,
+        description="only so many words of each prompt are shown, for a teacher that goes on with "
+        "text and answers nothing; all of them by default",
+    )
     temperature: float = Field(
         0.7, gt=0.0, description="of the draws; that of the signals is their own"
     )
@@ -99,6 +120,29 @@ class SampleConfig(Section):
     def _shortest_of_the_right(self) -> Self:
         if self.shortest is not None and not self.verified:
             raise ValueError("shortest chooses among right answers: it needs verified: true")
+        return self
+
+
+class Budget(Section):
+    """What the student may cost; what the recipe's shape leaves out is chosen to fit."""
+
+    latency_ms: float | None = Field(
+        None, ge=0.0, description="a decoded token, milliseconds: Q8_0 in llama.cpp, one stream"
+    )
+    memory_mb: float | None = Field(
+        None, ge=0.0, description="peak of the engine's process at a context of 512 tokens, MB"
+    )
+    parameters: int | None = Field(None, ge=0, description="of the student, a tied head once")
+    hardware: str | None = Field(
+        None,
+        description="file of `overproof plan --measure`, as given or beside the recipe: what "
+        "latency and memory are predicted from",
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if (self.latency_ms, self.memory_mb, self.parameters) == (None, None, None):
+            raise ValueError("it limits nothing: give latency_ms, memory_mb or parameters")
         return self
 
 
@@ -127,6 +171,14 @@ class StudentConfig(Section):
         "fastest",
     )
     vocabulary: Positive = Field(description="tokens kept, byte fallback included")
+    experts: Positive | None = Field(
+        None,
+        description="routed experts kept in each layer of a mixture of experts, all by default",
+    )
+    spare_experts: Literal["drop", "merge"] = Field(
+        "drop", description="what becomes of the others: left out, or averaged into the nearest"
+    )
+    budget: Budget | None = None
     importance: Literal["greedy-kl", "angular", "even"] = Field(
         "greedy-kl", description="how the layers to drop are chosen"
     )
@@ -214,7 +266,8 @@ class ExportConfig(Section):
 
     targets: tuple[Literal["gguf-q8_0", "gguf-q4_0", "gguf-f16"], ...] = Field(
         ("gguf-q8_0", "gguf-f16"),
-        description="builds to make; gguf-q8_0 must be among them, its speed is measured",
+        description="builds to make, gguf-q8_0 among them, whose speed is measured; []: none, for "
+        "an architecture that no engine here runs",
     )
     max_kl: float = Field(0.02, gt=0.0, description="mean KL(model||build) allowed, nats per token")
     min_agreement: Fraction = Field(0.85, description="top-1 agreement demanded")
@@ -239,6 +292,20 @@ class Recipe(Section):
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _own_teacher_is_the_base(self) -> Self:
+        if self.teacher.scratch and self.student.base is not None:
+            raise ValueError(
+                "student.base goes with a teacher that others made; one of your own "
+                "(teacher.scratch) is what its student is cut from"
+            )
+        if self.student.budget and (self.teacher.scratch or not self.export.targets):
+            raise ValueError(
+                "student.budget chooses among shapes that llama.cpp runs: it goes with a teacher "
+                "that others made, and with builds in export.targets"
+            )
+        return self
 
     @model_validator(mode="after")
     def _quantised_for_a_build(self) -> Self:

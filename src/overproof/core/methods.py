@@ -1,5 +1,5 @@
-"""Sections of the recipe that name a method: what is kept of the teacher, what is made small,
-and whose text is learned from."""
+"""Sections of the recipe that name a method: where a teacher of one's own comes from, what is kept
+of the teacher, what is made small, and whose text is learned from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,23 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 LEAST_POWER = 0.01
 ALMOST = 1e-9  # so that a product like 0.29 * 100 is the whole number that it stands for
 Power = Annotated[float, Field(ge=0.0, le=4.0)]
+
+
+class Scratch(Section):
+    """A teacher of one's own, trained on certified records before it teaches."""
+
+    configuration: str = Field(
+        description="its shape: a JSON file of `model_type` and settings, as transformers writes "
+        "config.json; as given, then beside the recipe, then as shipped"
+    )
+    data: str = Field(description="what it is trained on: records, certified as `data.train` is")
+    vocabulary: int = Field(
+        2048, ge=300, description="tokens of its byte-level BPE, made from the same records"
+    )
+    steps: Positive = Field(description="optimizer steps")
+    sequences: Positive = Field(16, description="records a step")
+    sequence_length: Positive = Field(128, description="tokens of a record that are learned")
+    learning_rate: float = Field(1e-3, gt=0.0, description="after warm-up, before decay")
 
 
 class _Signals(Section):

@@ -22,7 +22,7 @@ from overproof.data.keys import open_keys
 from overproof.data.lines import Line, Source
 from overproof.data.records import MATCHING, RecordError
 from overproof.data.spool import Entry, Spool
-from overproof.trust.merkle import SortedTree
+from overproof.trust.merkle import size_and_head
 
 FORMAT = "overproof-certificate/1"
 DUPLICATES = {"name": duplicates.NAME, "version": duplicates.VERSION, "action": "reject"}
@@ -71,8 +71,8 @@ class Assembly:
             raise
         # 4.
         with open_keys(folder / dataset.KEYS) as keys:
-            tree = SortedTree(keys)
-        certificate = self._certificate({"size": tree.size, "head": tree.head})
+            size, head = size_and_head(keys)
+        certificate = self._certificate({"size": size, "head": head})
         write_atomic(folder / dataset.CERTIFICATE, pretty(certificate).encode())
         # 5.
         if sha256_file(self.path) != self.sha256:

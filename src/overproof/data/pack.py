@@ -21,6 +21,7 @@ from overproof.core.errors import UsageError
 Ints = NDArray[np.int64]
 PREFIX = 0  # segment of the shared prefix
 PADDING = -1  # segment of unused places
+NOWHERE = -1  # source of a place that holds no example's token
 STEP = 16  # odd numbers of rows cost a processor's matrix unit up to 40 % (docs/log.md)
 
 
@@ -75,6 +76,8 @@ def pack(
     examples: Sequence[Sequence[int]],
     length: int,
     order: Sequence[int] | None = None,
+    *,
+    alone: bool = False,
 ) -> Packed:
     """Lay examples into sequences of `length` tokens, first fit in the given order.
 
@@ -83,6 +86,7 @@ def pack(
         examples: the rest of each example.
         length: tokens a sequence.
         order: which examples, in which order; all of them by default.
+        alone: one example a sequence, for models that cannot be told who attends to whom.
 
     Raises:
         UsageError: an example is longer than a sequence.
@@ -109,7 +113,7 @@ def pack(
             usable.append(row)
         rows[row].append(index)
         free[row] -= need
-        if free[row] < shortest:
+        if alone or free[row] < shortest:
             usable.remove(row)
     return _lay(prefix, examples, length, rows, starts)
 
@@ -128,7 +132,7 @@ def _lay(
 ) -> Packed:
     shape = (len(rows), length)
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    segments, source = np.full(shape, PADDING), np.full(shape, -1)
+    segments, source = np.full(shape, PADDING), np.full(shape, NOWHERE)
     predicts = np.zeros(shape, np.bool_)
     head = len(prefix)
     for r, row in enumerate(rows):

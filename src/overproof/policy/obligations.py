@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from overproof.core.artifact import Resource
+from overproof.core.artifact import Artifact, Input, Resource
 from overproof.core.config import Recipe
 from overproof.core.contract import (
     BASE,
@@ -19,7 +19,7 @@ from overproof.core.contract import (
     licence_file,
 )
 from overproof.core.errors import PolicyError, StageError, UsageError
-from overproof.policy import licences
+from overproof.policy import licences, own
 from overproof.policy.gate import Decision, Teacher, decide
 from overproof.policy.rows import Channel, Obligation
 
@@ -86,29 +86,32 @@ class Plan:
         return self
 
 
-def permit(
-    recipe: Recipe, origins: Sequence[tuple[Path | None, Resource]]
-) -> tuple[Decision, Plan]:
+def permit(recipe: Recipe, origins: Sequence[tuple[Path | None, Input]]) -> tuple[Decision, Plan]:
     """What must be settled before the teacher's first token: today's verdict, what it demands.
 
     Args:
         origins: the teacher, and the base if it is another model: folder or file, from the root,
-            and the resource. Licence texts beside the weights are used. A teacher behind an
-            endpoint has no place; on a server of one's own the terms of the weights count.
+            and the resource; a stage where the run has made the teacher itself, see `own`. Licence
+            texts beside the weights are used. A teacher behind an endpoint has no place; on a
+            server of one's own the terms of the weights count.
 
     Raises:
         PolicyError: the terms forbid it, naming the clause; or an obligation cannot be met.
         UsageError: the name is no file name.
     """
-    given = [
-        Teacher(str(place) if one.is_here else one.name, one.sha256, one.kind)
-        for place, one in origins
-    ]
-    today = dt.datetime.now(dt.UTC).date()
-    endpoint = recipe.teacher.endpoint
-    own = endpoint is not None and endpoint.operator == "own"
-    channel: Channel = "weights" if own else recipe.teacher.channel
-    decision = decide(given, channel=channel, on=today).require()
+    today, endpoint = dt.datetime.now(dt.UTC).date(), recipe.teacher.endpoint
+    at_home = endpoint is not None and endpoint.operator == "own"
+    channel: Channel = "weights" if at_home else recipe.teacher.channel
+    (_, teacher), *_ = origins
+    if isinstance(teacher, Artifact):
+        decision = own.decide(recipe.teacher.model, teacher, channel, today)
+    else:
+        given = [
+            Teacher(str(place) if one.is_here else one.name, one.sha256, one.kind)
+            for place, one in origins
+            if isinstance(one, Resource)
+        ]
+        decision = decide(given, channel=channel, on=today).require()
     beside: dict[str, str] = {}
     for (place, _), ruling in zip(origins, decision.rulings, strict=True):
         if place is not None:

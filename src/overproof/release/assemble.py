@@ -24,6 +24,10 @@ from overproof.release.card import write_card
 from overproof.release.quality import result_of
 from overproof.release.report import write_report
 from overproof.release.tally import BY_POSITION, DIFFERENCES
+from overproof.student.budget import MB
+from overproof.student.cost import Hardware
+from overproof.student.dimensions import Dimensions
+from overproof.student.initial import load_model_config
 from overproof.teacher import local
 from overproof.teacher.origins import Origin, Origins
 from overproof.teacher.remote.ledger import Spent
@@ -40,10 +44,18 @@ SCORES = {
 
 @dataclass(frozen=True)
 class Parts:
-    """The finished stages of a run."""
+    """The finished stages of a run.
+
+    Attributes:
+        corpus, teacher: where the run trained its own teacher: the teacher, and the records, unless
+            they are those of `train`.
+        export, speed: where builds were asked for.
+    """
 
     train: Artifact
     heldout: Artifact
+    corpus: Artifact | None
+    teacher: Artifact | None
     terms: Artifact
     samples: Artifact
     signals: Artifact | None
@@ -51,8 +63,13 @@ class Parts:
     student: Artifact
     control: Artifact | None
     evaluation: Artifact
-    export: Artifact
-    speed: Artifact
+    export: Artifact | None
+    speed: Artifact | None
+
+    @property
+    def datasets(self) -> list[Artifact]:
+        """Every certified set of records."""
+        return [part for part in (self.train, self.heldout, self.corpus) if part is not None]
 
     @property
     def chain(self) -> list[Artifact]:
@@ -68,7 +85,8 @@ def write(folder: Path, parts: Parts, facts: f.ReportFacts, plan: Plan) -> None:
         plan: name, notices and card lines that the teacher's terms ask for.
     """
     _copy(parts.student, folder / "model")
-    _copy(parts.export, folder / "export")
+    if parts.export:
+        _copy(parts.export, folder / "export")
     write_report(facts, folder)
     models = [facts.teacher_model, *([facts.base_model] if facts.base_model else [])]
     # The terms of a vendor's service license no weights.
@@ -94,11 +112,17 @@ def collect(
     plan: Plan,
     origins: Origins,
     proof: f.Proof,
+    hardware: Hardware | None = None,
 ) -> f.ReportFacts:
-    """Everything the report shows, from the stages' manifests."""
+    """Everything the report shows, from the stages' manifests.
+
+    Args:
+        hardware: that the recipe's budget was for.
+    """
     teacher, base = origins.teacher, origins.base
     result, samples = result_of(parts.evaluation), parts.samples.facts
-    speed = _measured(parts.speed)
+    speed = _measured(parts.speed) if parts.speed else None
+    machine = (speed or _measured(parts.student))["machine"]
     return f.ReportFacts(
         name=plan.name,
         system=recipe.teacher.system,
@@ -113,8 +137,9 @@ def collect(
         control=_arm(result["control"]) if "control" in result else None,
         differences={name: _arm(numbers) for name, numbers in result[DIFFERENCES].items()},
         evaluation=_evaluation(result, parts.initial, recipe),
-        speed=_speeds(speed),
+        speed=_speeds(speed) if speed else None,
         sizes=_sizes(parts.initial, remote=origins.remote is not None),
+        costs=_costs(parts, recipe, hardware),
         training=_training(parts, recipe),
         importance=_importance(parts.initial, recipe),
         method=method.sentences(
@@ -130,7 +155,7 @@ def collect(
             )
         ),
         answers=tuple(f.Answer(**row) for row in result["answers"]),
-        receipts=tuple(_receipt(one) for one in parts.export.facts["receipts"].values()),
+        receipts=tuple(map(_receipt, receipts(parts.export))) if parts.export else (),
         dataset=_dataset(parts.train, recipe.data.train, samples["prompts"]),
         heldout=_dataset(parts.heldout, recipe.data.heldout, samples["heldout_prompts"]),
         terms=_terms(decision, plan),
@@ -139,10 +164,10 @@ def collect(
             f.Stage(part.path.name, part.manifest["times"]["seconds"], part.sha256)
             for part in parts.chain
         ),
-        machine=speed["machine"],
+        machine=machine,
         recipe=recipe_without_folders(recipe, teacher.resource, base.resource if base else None),
         elsewhere=elsewhere(
-            speed["machine"],
+            machine,
             {
                 part.path.name: _measured(part)["machine"]
                 for part in (parts.student, parts.control)
@@ -159,7 +184,7 @@ def _model(origin: Origin, decision: Decision, remote: f.Remote | None = None) -
         one.uri,
         None if remote else one.sha256,
         teacher_licence(decision, one),
-        None if remote else local.hub_name(origin.name),
+        local.hub_name(origin.name) if isinstance(origin.input, Resource) and not remote else None,
         remote,
     )
 
@@ -192,6 +217,25 @@ def _sizes(initial: Artifact, *, remote: bool) -> f.Sizes:
         f.Size(**initial.facts[who]) for who in ("student", "base" if remote else "teacher")
     )
     return f.Sizes(None, student, larger) if remote else f.Sizes(larger, student)
+
+
+def _costs(parts: Parts, recipe: Recipe, hardware: Hardware | None) -> f.Costs | None:
+    budget = recipe.student.budget
+    if budget is None or parts.speed is None:
+        return None
+    speed = _measured(parts.speed)
+    decode, memory = (speed["student"][name] for name in ("decode_tokens_per_second", "peak_bytes"))
+    shape = Dimensions.of(load_model_config(parts.student.path))
+    machine = hardware.machine if hardware else {}
+    return f.Costs(
+        budget.latency_ms,
+        None if budget.memory_mb is None else budget.memory_mb * MB,
+        budget.parameters,
+        hardware.name if hardware else None,
+        f.Cost(**vars(hardware.predict(shape))) if hardware else None,
+        f.Cost(1000 / decode, memory, parts.initial.facts["parameters"]),
+        all(machine.get(key) == speed["machine"][key] for key in ("processor", "cores")),
+    )
 
 
 def _training(parts: Parts, recipe: Recipe) -> f.Training:
@@ -230,12 +274,17 @@ def recipe_without_folders(recipe: Recipe, teacher: Resource, base: Resource | N
     found: Json = recipe.model_dump(mode="json")
     if teacher.is_here:
         found["teacher"]["model"] = teacher.name
+    if recipe.student.budget and recipe.student.budget.hardware:
+        found["student"]["budget"]["hardware"] = Path(recipe.student.budget.hardware).name
     if found["student"]["base"] and (base or teacher).is_here:
         found["student"]["base"] = (base or teacher).name
-    for key in ("train", "heldout"):
-        path = Path(found["data"][key])
+    given = [(found["data"], key) for key in ("train", "heldout")]
+    if recipe.teacher.scratch:
+        given += [(found["teacher"]["scratch"], key) for key in ("configuration", "data")]
+    for section, key in given:
+        path = Path(section[key])
         if path.is_absolute() or path.parts[:1] in (("~",), ("..",)):
-            found["data"][key] = path.name
+            section[key] = path.name
     return found
 
 

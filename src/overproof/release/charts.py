@@ -138,6 +138,8 @@ def quality_against_speed(facts: ReportFacts) -> str | None:
     The control arm and the untrained student have the student's shape, hence its speed.
     """
     speed = facts.speed
+    if speed is None:
+        return None
     arms: list[tuple[str, Arm | None, float]] = [
         ("student", facts.student, speed.student.decode_tokens_per_second),
         ("control", facts.control, speed.student.decode_tokens_per_second),

@@ -26,12 +26,11 @@ from torch import Tensor  # noqa: E402
 from overproof.core.config import EvaluateConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
-from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.release.tally import TEACHER, Tally, summary  # noqa: E402
 from overproof.student.examples import NO_TARGET, StudentExample, respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import layers_dtype, logits_at, mixed, share  # noqa: E402
+from overproof.teacher.forward import laid, layers_dtype, logits_at, mixed, share  # noqa: E402
 from overproof.teacher.signals import target_logits  # noqa: E402
 
 GROUP = 8  # examples scored together: bounds the memory of the teacher's full distributions
@@ -201,7 +200,7 @@ def scores(
 ) -> list[Tensor]:
     """Each example's log-probabilities at its places with a target, in order, (S, V)."""
     texts = [one.tokens for one in respelled]
-    packed = pack(head, texts, _fit(head, texts, length), longest_first(texts))
+    packed = laid(model, head, texts, _fit(head, texts, length))
     sizes = [int(targets(one).sum()) for one in respelled]
     wanted = np.concatenate([targets(one) for one in respelled])
     rows = torch.empty(sum(sizes), model.config.vocab_size)

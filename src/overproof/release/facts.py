@@ -134,6 +134,39 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a student costs to run, predicted or measured.
+
+    Attributes:
+        latency_ms: a decoded token.
+    """
+
+    latency_ms: float
+    memory_bytes: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the budget limited, what was predicted for the shape that was chosen, what came out.
+
+    Attributes:
+        limits: of latency in ms, memory in bytes, parameters; None for no limit.
+        hardware: that the prediction is of; None: parameters alone were limited.
+        predicted: None where nothing was measured to predict from.
+        same: whether the actual numbers are of that hardware's processor and cores.
+    """
+
+    latency_ms: float | None
+    memory_bytes: float | None
+    parameters: int | None
+    hardware: str | None
+    predicted: Cost | None
+    actual: Cost
+    same: bool
+
+
+@dataclass(frozen=True)
 class Sizes:
     """As `Speeds`. The control arm and the untrained student have the student's shape."""
 
@@ -360,12 +393,15 @@ class ReportFacts:
             less the teacher in the problems solved, where they were measured.
         method: how the student was made, one string a paragraph.
         terms: the terms-verdict predicate.
-        machine: on which speed was measured: processor, cores, versions; label to value.
+        speed: None where no build was made.
+        machine: on which speed was measured, or else the student was trained: processor, cores,
+            versions; label to value.
         limits: what the reader must not conclude, one sentence each.
         recipe: the recipe as run.
         elsewhere: a sentence for each stage that was made on another machine or other versions.
         base_model: what the student was cut from; None: the teacher. base_terms: its terms-verdict
             predicate.
+        costs: predicted against actual, where the recipe has a budget.
     """
 
     name: str
@@ -379,7 +415,7 @@ class ReportFacts:
     control: Arm | None
     differences: Mapping[str, Arm]
     evaluation: Evaluation
-    speed: Speeds
+    speed: Speeds | None
     sizes: Sizes
     training: Training
     importance: Importance
@@ -398,6 +434,7 @@ class ReportFacts:
     elsewhere: tuple[str, ...] = ()
     base_model: TeacherModel | None = None
     base_terms: Json | None = None
+    costs: Costs | None = None
 
     @property
     def larger(self) -> str:

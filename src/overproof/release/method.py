@@ -24,23 +24,17 @@ def sentences(
         else f"from its {sample.top_k} most likely tokens and the likeliest {sample.top_p:.0%} of "
         "their mass"
     )
-    wide = student.mlp_width
     widths = [
         f"{number:,} {of}"
-        for number, of in (
-            (student.hidden, "channels of its states"),
-            (student.kv_heads, "groups of heads a layer"),
-            (wide, "units in each MLP"),
+        for number, whole, of in (
+            (student.hidden, initial["base"]["hidden"], "channels of its states"),
+            (student.kv_heads, initial["base"]["kv_heads"], "groups of heads a layer"),
+            (student.mlp_width, initial["base"]["mlp_width"], "units in each MLP"),
         )
-        if number is not None
+        if number not in (None, whole)
     ]
     narrow = "its full width" if not widths else ", ".join(widths)
     layers, every = len(initial["kept_layers"]), initial["base"]["layers"]
-    repaired = (
-        "; the layers that stay were refitted in closed form to bridge the gaps"
-        if layers < every or widths
-        else ""
-    )
     chosen = f"{layers} layers ({student.importance})" if layers < every else f"all {every} layers"
     where = (
         " It learned at every position of prompts and answers; a control arm learns at the "
@@ -48,17 +42,47 @@ def sentences(
         if recipe.signals.prompts and not recipe.by_text
         else ""
     )
+    packed = "state_error_after_repair" in initial
+    after = f".{fewer_experts(initial)}"
+    if packed and (layers < every or widths):
+        after = "; the layers that stay were refitted in closed form to bridge the gaps."
+    sequences = "packed sequences" if packed else "sequences, one answer each,"
+    beginnings = "" if sample.words is None else f"(the first {sample.words} words of each) "
     return (
+        *own_teacher(recipe),
         f"The teacher gave {drawn['answers']:,} answers to {drawn['prompts']:,} certified prompts "
-        f"at temperature {sample.temperature:g}{' ' if remote else ', '}{drawn_from}, "
-        f"{sample.max_new_tokens} tokens at most. "
-        f"{kept(recipe.signals)}",
+        f"{beginnings}at temperature {sample.temperature:g}{' ' if remote else ', '}{drawn_from}, "
+        f"{sample.max_new_tokens} tokens at most. {kept(recipe.signals)}",
         f"The student is {base or 'the teacher'} with {chosen}, {narrow} "
-        f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them{repaired}.",
-        f"It was trained for {train.steps:,} steps of {train.sequences} packed sequences of "
+        f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them{after}",
+        f"It was trained for {train.steps:,} steps of {train.sequences} {sequences} of "
         f"{train.sequence_length} tokens by {objective(recipe)}, with {train.optimizer} at a "
         f"peak rate of {train.learning_rate:g}.{where}"
         f"{states(train)}{own_text(train)}{few_bits(train)}",
+    )
+
+
+def own_teacher(recipe: Recipe) -> tuple[str, ...]:
+    """Where the teacher comes from, if the run made it."""
+    made = recipe.teacher.scratch
+    if made is None:
+        return ()
+    return (
+        f"The teacher was trained from scratch, by cross-entropy for {made.steps:,} steps of "
+        f"{made.sequences} records, on certified records alone; it goes on with text.",
+    )
+
+
+def fewer_experts(initial: Json) -> str:
+    """What became of a mixture's experts, if there are fewer."""
+    found = initial.get("experts")
+    if found is None:
+        return ""
+    spare = {"drop": "left out", "merge": "averaged into those, weighted by use"}[found["spare"]]
+    kept, all_of_them = len(found["kept"][0]), len(found["mass"][0])
+    return (
+        f" Of the {all_of_them} routed experts of each layer the {kept} stayed that the routers "
+        f"gave most weight on the teacher's text; the others were {spare}."
     )
 
 

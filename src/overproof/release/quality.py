@@ -11,7 +11,9 @@ from overproof.core import device, host
 
 device.prepare()
 
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
+import torch  # noqa: E402
+
+from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
 from overproof.core.config import ExportConfig, Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
@@ -28,10 +30,10 @@ from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import halved, mixed  # noqa: E402
+from overproof.teacher.forward import fast_dtype, halved, mixed  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
-from overproof.teacher.sample import Sampler, places_for  # noqa: E402
+from overproof.teacher.sample import sampler  # noqa: E402
 
 RESULT = "evaluation.json"
 SPEAKERS = ("student", "control")  # whose answers are shown beside the teacher's
@@ -43,7 +45,7 @@ def evaluation(
     samples: Artifact,
     arms: Mapping[str, Artifact],
     recipe: Recipe,
-    resource: Resource,
+    resource: Input,
     store: Path,
 ) -> Artifact:
     """The stage `evaluation`: every arm against the teacher, and answers side by side.
@@ -147,7 +149,7 @@ def _rates(
         rates = {TEACHER: solve.solve(own, answers, recipe, folder, TEACHER)}
     for name, arm in arms.items():
         model = first.load_model(arm.path)
-        if device.processor().bf16:
+        if fast_dtype(model) == torch.bfloat16:
             model = halved(model)
         student = solve.Solver.of_student(model, vocabulary, teacher, answers)
         rates[name] = solve.solve(student, answers, recipe, folder, name)
@@ -179,8 +181,7 @@ def _side_by_side(
     )
     said: dict[str, dict[str, str]] = {}
     for name, model in models.items():
-        places = places_for(head, requests, drawing)
-        drawn = Sampler(model, head, drawing, places).draw(requests)
+        drawn = sampler(model, head, requests, drawing).draw(requests)
         said[name] = {one.record: vocabulary.tokenizer.decode(text.tokens) for one, text in drawn}
     return [
         {
@@ -193,21 +194,20 @@ def _side_by_side(
 
 
 def demand_speed_target(config: ExportConfig) -> None:
-    """Refuse a run without the build whose speed is measured.
+    """Refuse builds without the one whose speed is measured.
 
     Raises:
-        UsageError: it is not among the targets.
+        UsageError: it is not among the targets, and others are.
     """
-    if SPEED_TARGET not in config.targets:
+    if config.targets and SPEED_TARGET not in config.targets:
         raise UsageError(
             f"export.targets lacks {SPEED_TARGET}, the build whose speed is measured",
-            details=[f"got {', '.join(config.targets) or 'none'}"],
+            details=[f"got {', '.join(config.targets)}"],
+            hint="name it too, or leave all builds out: export.targets: []",
         )
 
 
-def speed(
-    load: Callable[[], Teacher], export: Artifact, resource: Resource, store: Path
-) -> Artifact:
+def speed(load: Callable[[], Teacher], export: Artifact, resource: Input, store: Path) -> Artifact:
     """The stage `speed`: teacher and student in turn, in the same engine and type.
 
     Of a teacher that is not here no speed is known: the base of the student takes its place.

@@ -14,7 +14,7 @@ from overproof.core.digest import pretty
 from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import charts, words
 from overproof.release.conclusion import METRICS, Conclusion, Metric, conclude
-from overproof.release.facts import Json, Layer, ReportFacts, Run, clean, plain
+from overproof.release.facts import Json, Layer, ReportFacts, Run, Speeds, clean, plain
 
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -115,6 +115,7 @@ def render(facts: ReportFacts) -> str:
             runs=runs(facts),
             dropped=dropped(facts),
             shapes=shapes(facts),
+            costs=costs(facts),
             headline=headline(facts),
             claims=CLAIMS,
             levels=LEVELS,
@@ -138,6 +139,28 @@ def shapes(facts: ReportFacts) -> list[tuple[str, int, int]]:
         ("Vocabulary, tokens", larger.vocabulary, student.vocabulary),
     ]
     return [(label, big, small) for label, big, small in rows if big and small]
+
+
+def costs(facts: ReportFacts) -> list[tuple[str, str, str, str]]:
+    """Label, limit, prediction and what came out of each figure of a budget."""
+    found = facts.costs
+    if found is None:
+        return []
+
+    def row(label: str, limit: float | None, name: str, show: Any) -> tuple[str, str, str, str]:
+        predicted = show(getattr(found.predicted, name)) if found.predicted else "not predicted"
+        return (
+            label,
+            "none" if limit is None else show(limit),
+            predicted,
+            show(getattr(found.actual, name)),
+        )
+
+    return [
+        row("A decoded token, ms", found.latency_ms, "latency_ms", words.measured),
+        row("Peak memory", found.memory_bytes, "memory_bytes", words.size),
+        row("Parameters", found.parameters, "parameters", words.parameters),
+    ]
 
 
 def arms(facts: ReportFacts) -> list[tuple[str, str, Any]]:
@@ -186,18 +209,8 @@ def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
         words.parameters(small),
         f"{words.part(small, big)} of {whose} {words.parameters(big)}",
     )
-    fast, slow = speed.student.decode_tokens_per_second, speed.larger.decode_tokens_per_second
-    yield (
-        "Decode speed",
-        words.times(fast, slow),
-        f"{whose}: {words.measured(fast)} against {words.measured(slow)} tokens per second",
-    )
-    small, big = speed.student.peak_memory_bytes, speed.larger.peak_memory_bytes
-    yield (
-        "Peak memory",
-        words.size(small),
-        f"{words.part(small, big)} of {whose} {words.size(big)}",
-    )
+    if speed is not None:
+        yield from _fast_and_small(speed, whose)
     found = facts.student.top1_agreement
     if found is not None:
         low, high = words.percent(found.low), words.percent(found.high)
@@ -213,6 +226,22 @@ def _headline(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
             words.measured(cross.value),
             f"nats per byte of the teacher's answers, interval {low} to {high}",
         )
+
+
+def _fast_and_small(speed: Speeds, whose: str) -> Iterator[tuple[str, str, str]]:
+    """Args: whose: the larger model's, in words."""
+    fast, slow = speed.student.decode_tokens_per_second, speed.larger.decode_tokens_per_second
+    yield (
+        "Decode speed",
+        words.times(fast, slow),
+        f"{whose}: {words.measured(fast)} against {words.measured(slow)} tokens per second",
+    )
+    small, big = speed.student.peak_memory_bytes, speed.larger.peak_memory_bytes
+    yield (
+        "Peak memory",
+        words.size(small),
+        f"{words.part(small, big)} of {whose} {words.size(big)}",
+    )
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overproof.core import device, host
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Work, build
 from overproof.core.config import Recipe, TrainConfig
 from overproof.core.console import meter
 from overproof.core.methods import CrossEntropy
@@ -16,12 +16,13 @@ from overproof.student import initial as first
 from overproof.student import steplog
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
-from overproof.student.quantise import RELEASED
 from overproof.student.rollouts import Judge
+from overproof.student.saved import rounded
 from overproof.student.train import Trained, record_keys, train
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.answers import Answers, made_of, read
 from overproof.teacher.cache import SignalCache
+from overproof.teacher.forward import packs
 from overproof.teacher.local import Teacher
 
 CONTROL = "control"
@@ -34,7 +35,7 @@ def student(
     samples: Artifact,
     signals: Artifact | None,
     recipe: Recipe,
-    resource: Resource,
+    resource: Input,
     store: Path,
 ) -> Artifact:
     """The stage `student`: the recipe's divergence from the cached signals.
@@ -95,11 +96,14 @@ class _Arm:
 
     def data(self, folder: Path, answers: Answers, start: first.Initial) -> TrainSet:
         """What it trains on."""
+        alone = not packs(start.model)
         if self.signals is None or self.recipe.by_text:
             text = answers.unchecked if self.unchecked else answers.train
-            return build_train_set(folder, answers.student_prefix, text, start.vocabulary, None)
+            return build_train_set(
+                folder, answers.student_prefix, text, start.vocabulary, None, alone=alone
+            )
         signals = SignalCache(self.signals.path, made_of(self.samples, self.recipe))
-        return signalled_set(folder, answers, start.vocabulary, signals, self.recipe)
+        return signalled_set(folder, answers, start.vocabulary, signals, self.recipe, alone=alone)
 
     def judge(self, answers: Answers, start: first.Initial) -> Judge | None:
         """The teacher, where the student's own text is learned from."""
@@ -109,7 +113,13 @@ class _Arm:
 
 
 def signalled_set(
-    folder: Path, answers: Answers, vocabulary: Vocabulary, signals: SignalCache, recipe: Recipe
+    folder: Path,
+    answers: Answers,
+    vocabulary: Vocabulary,
+    signals: SignalCache,
+    recipe: Recipe,
+    *,
+    alone: bool = False,
 ) -> TrainSet:
     """The training set of the teacher's answers with its cached signals; see `build_train_set`."""
     return build_train_set(
@@ -120,6 +130,7 @@ def signalled_set(
         signals,
         prompts=recipe.signals.prompts,
         temperature=recipe.signals.temperature,
+        alone=alone,
     )
 
 
@@ -147,7 +158,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         work.measured["tokens_per_second"] = round(steps_per_second * done.tokens / config.steps, 1)
         asked = [key for key, _ in judge.prompts] if judge else []
         head = _write_log(work.folder / steplog.FILE, data, asked, arm, done)
-        first.save_model(start.model.to(RELEASED), work.folder, recipe.sample)
+        first.save_model(rounded(start.model), work.folder, recipe.sample)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if (arm.start.path / name).is_file():
                 shutil.copyfile(arm.start.path / name, work.folder / name)

@@ -119,7 +119,7 @@ class PlainBody:
 
     def states(self, inputs: dict[str, Any]) -> Tensor:
         """See `Body`."""
-        hidden: Tensor = self.model.model(**inputs).last_hidden_state
+        hidden: Tensor = self.model.base_model(**inputs).last_hidden_state
         return hidden
 
 

@@ -6,13 +6,14 @@ Shape suffix: N positions (all tokens of all examples).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from overproof.data.pack import NOWHERE, Packed, pack
 from overproof.student.targets import (
     SparseTargets,
     StateTargets,
@@ -76,6 +77,7 @@ class TrainSet:
         prefix: tokens of the shared prefix.
         keys: of each example, the record's that it answers.
         lengths: tokens of each example.
+        one_a_row: whether each stands alone in its sequence, see `pack`; one flag.
         tokens_N: all examples' tokens, one after another.
         weight_N: 1 where there is a target, else 0.
         targets: what the student should say at each position.
@@ -84,6 +86,7 @@ class TrainSet:
     prefix: NDArray[np.int64]
     keys: NDArray[np.bytes_]
     lengths: NDArray[np.int64]
+    one_a_row: NDArray[np.bool_]
     tokens_N: NDArray[np.int64]
     weight_N: NDArray[np.float32]
     targets: SparseTargets | StateTargets
@@ -101,6 +104,11 @@ class TrainSet:
         return float(self.targets.temperature[0])
 
     @property
+    def alone(self) -> bool:
+        """Whether each example stands alone in its sequence."""
+        return bool(self.one_a_row[0])
+
+    @property
     def examples(self) -> list[list[int]]:
         """The tokens, cut into examples."""
         ends = np.cumsum(self.lengths)
@@ -108,6 +116,19 @@ class TrainSet:
             self.tokens_N[end - size : end].tolist()
             for end, size in zip(ends, self.lengths, strict=True)
         ]
+
+    def packed(self, which: NDArray[np.int64], length: int) -> Packed:
+        """Some examples in sequences of `length` tokens, first fit in the given order.
+
+        Returns:
+            sequences whose `source_RT` counts in the whole set.
+        """
+        stops, sizes = np.cumsum(self.lengths)[which], self.lengths[which]
+        places = [np.arange(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+        texts = [self.tokens_N[place].tolist() for place in places]
+        found = pack(self.prefix.tolist(), texts, length, alone=self.alone)
+        place_N = np.concatenate([*places, [NOWHERE]])  # the last for those that have none
+        return replace(found, source_RT=place_N[found.source_RT])
 
     def records(self, source: NDArray[np.int64]) -> list[str]:
         """Keys of the records that some positions belong to, each once, in the set's order.
@@ -124,12 +145,17 @@ class TrainSet:
 
 
 def lay(
-    prefix: Sequence[int], examples: Sequence[Example], respelled: Sequence[StudentExample]
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    respelled: Sequence[StudentExample],
+    *,
+    alone: bool = False,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
     """Examples one after another.
 
     Args:
         prefix: of the student's tokens.
+        alone: one example a sequence, for a student that does not pack.
 
     Returns:
         the fields of a `TrainSet` but weights and targets; and which positions have a signal.
@@ -139,6 +165,7 @@ def lay(
         "prefix": np.array(prefix, np.int64),
         "keys": np.array([example.key.encode() for example in examples]),
         "lengths": np.array([len(one.tokens) for one in respelled], np.int64),
+        "one_a_row": np.array([alone]),
         "tokens_N": np.array([token for one in respelled for token in one.tokens], np.int64),
     }
     return laid, position != NO_TARGET
@@ -153,6 +180,7 @@ def build_train_set(
     *,
     prompts: bool = False,
     temperature: float = 1.0,
+    alone: bool = False,
 ) -> TrainSet:
     """Write the targets of every position of every example, and map them.
 
@@ -162,6 +190,7 @@ def build_train_set(
             target is the next token alone.
         prompts: whether the prompts' positions have signals, and are learned, too.
         temperature: that the signals were taken at.
+        alone: one example a sequence, for a student that does not pack.
 
     Raises:
         StageError: the signals are not those of these examples.
@@ -170,7 +199,7 @@ def build_train_set(
         part = folder.with_name(f"{folder.name}.part")
         part.mkdir(parents=True, exist_ok=True)
         respelled = [respell(example, vocabulary, prompt=prompts) for example in examples]
-        laid, signalled = lay(vocabulary.spell(prefix), examples, respelled)
+        laid, signalled = lay(vocabulary.spell(prefix), examples, respelled, alone=alone)
         spelled = np.array([flag for one in respelled for flag in one.spelled])
         small = {
             **laid,

@@ -90,11 +90,16 @@ def choose_layers(
     if keep == total:
         return list(range(total)), []
     if config.importance == "even":
-        span = max(keep - 1, 1)
-        return [round(i * (total - 1) / span) for i in range(keep)], []
+        return choose_layers_evenly(total, keep), []
     if config.importance == "angular":
         return _by_angle(base, keep, calibration)
     return _greedy(base, keep, calibration, meter)
+
+
+def choose_layers_evenly(total: int, keep: int) -> list[int]:
+    """Layers at equal distances, the first and the last among them."""
+    span = max(keep - 1, 1)
+    return [round(i * (total - 1) / span) for i in range(keep)]
 
 
 def _greedy(

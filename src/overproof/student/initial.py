@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor  # noqa: E402
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
 from overproof.core.config import Recipe, SampleConfig, StudentConfig  # noqa: E402
@@ -26,13 +26,14 @@ from overproof.core.contract import BASE  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
-from overproof.student import importance, shape  # noqa: E402
+from overproof.student import experts, general, importance, shape  # noqa: E402
 from overproof.student.dimensions import Dimensions  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary, demand_room, trim  # noqa: E402
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
+from overproof.teacher.forward import packs  # noqa: E402
 from overproof.teacher.kept import Spread, TopK, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.signals import answer_rows, shard_signals, target_mask  # noqa: E402
@@ -74,7 +75,11 @@ def demand(teacher: Teacher, base: Teacher, config: StudentConfig) -> None:
         UsageError: larger than the base, a vocabulary with no room for bytes and control tokens,
             or a base of other tokens than the teacher's.
     """
-    shape.demand_fit(base.model, config)
+    if packs(base.model):
+        experts.demand(base.model.config, config)
+        shape.demand_fit(base.model, config)
+    else:
+        general.demand_fit(base.model, config)
     _demand_same_tokens(teacher, base)
     demand_room(teacher.tokenizer_state, config.vocabulary, control_tokens(teacher))
 
@@ -104,8 +109,8 @@ def make(
     """Shape the student from its base.
 
     1. Trim the vocabulary to the task.
-    2. Choose the layers that stay.
-    3. Cut, narrow, and repair in closed form.
+    2. Choose the layers that stay, cut, narrow, and repair in closed form; or, where the layers
+       are not known one by one, cut as `general` does.
 
     Args:
         examples: the teacher's training answers. signals: its distributions there; None: they are
@@ -119,30 +124,24 @@ def make(
         teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control_tokens(teacher)
     )
     # 2.
-    half, tokens = base.half, config.calibration_tokens
+    tokens = config.calibration_tokens
     if signals is None:
         few = _few(examples, tokens)
-        signals = [shard_signals(half, prefix, few, length, OWN).spread(None)]
-    calibration = _calibration(prefix, examples, signals, tokens, length, temperature)
+        signals = [shard_signals(base.half, prefix, few, length, OWN).spread(None)]
+    calibration = _calibration(
+        prefix, examples, signals, tokens, length, temperature, alone=not packs(base.model)
+    )
     calibration = calibration.within(base.model.config.vocab_size)
-    trials = importance.trials(len(half.model.layers), config)
+    trials = importance.trials(base.model.config.num_hidden_layers, config)
     with meter("measuring layers", trials, "layers") as progress:
-        kept, removals = importance.choose_layers(half, config, calibration, progress)
-    # 3.
-    student = shape.cut(base.model, kept, vocabulary)
+        if packs(base.model):
+            kept = importance.choose_layers(base.half, config, calibration, progress)
+        else:
+            student, found = general.make(base.model, vocabulary, calibration, config, progress)
+    if packs(base.model):
+        student, found = _repaired(base, prefix, examples, vocabulary, kept, config, length)
     name_control_tokens(student.config, teacher, vocabulary)
-    head = vocabulary.spell(prefix)
-    texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
-    batch = pack(head, texts, length)
-    narrowed = shape.narrow(student, half, kept, batch, vocabulary, config)
-    with meter("repairing layers", len(kept), "layers") as progress:
-        errors = shape.repair(student, half, kept, batch, vocabulary, progress.advance, narrowed)
-    facts = {
-        "kept_layers": kept,
-        "removals": [{"layer": one.layer, "kl_nats_per_token": one.kl} for one in removals],
-        "kept_channels": _listed(narrowed.channels),
-        "kept_groups": None if narrowed.groups is None else list(map(_listed, narrowed.groups)),
-        "state_error_after_repair": errors,
+    facts = found | {
         "vocabulary": vocabulary.size,
         "parameters": sum(p.numel() for p in student.parameters()),
         "student": size(student),
@@ -152,11 +151,48 @@ def make(
     return Initial(student, vocabulary, facts)
 
 
+def _repaired(
+    base: Teacher,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    chosen: tuple[list[int], list[importance.Removal]],
+    config: StudentConfig,
+    length: int,
+) -> tuple[Any, Json]:
+    """The student of these layers, narrowed, each fitted to its base's; and what was found."""
+    kept, removals = chosen
+    student = shape.cut(base.model, kept, vocabulary)
+    head = vocabulary.spell(prefix)
+    texts = [respell(example, vocabulary).tokens for example in _few(examples, REPAIR_TOKENS)]
+    batch = pack(head, texts, length)
+    narrowed = shape.narrow(student, base.half, kept, batch, vocabulary, config)
+    with meter("repairing layers", len(kept), "layers") as progress:
+        errors = shape.repair(
+            student, base.half, kept, batch, vocabulary, progress.advance, narrowed
+        )
+    return student, {
+        "kept_layers": kept,
+        "removals": [{"layer": one.layer, "kl_nats_per_token": one.kl} for one in removals],
+        "kept_channels": _listed(narrowed.channels),
+        "kept_groups": None if narrowed.groups is None else list(map(_listed, narrowed.groups)),
+        "state_error_after_repair": errors,
+    }
+
+
 def size(model: Any) -> Json:
     """What a report says of a model's size."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if not packs(model):  # what its other dimensions are called is not known
+        config = model.config
+        return {
+            "parameters": parameters,
+            "layers": config.num_hidden_layers,
+            "vocabulary": config.vocab_size,
+        }
     found = Dimensions.of(model.config)
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
         "layers": found.layers,
         "hidden": found.hidden,
         "heads": found.heads,
@@ -176,7 +212,7 @@ def initial(
     samples: Artifact,
     signals: Artifact | None,
     recipe: Recipe,
-    resource: Resource,
+    resource: Input,
     store: Path,
     base: Base | None = None,
 ) -> Artifact:
@@ -207,8 +243,9 @@ def initial(
         return made.facts
 
     config = {
-        # The base counts by its weights, which are an input, not by where they are.
-        "student": recipe.student.model_dump(exclude={"name", "base"}),
+        # The base counts by its weights, which are an input, not by where they are; the budget by
+        # the shape that was chosen for it.
+        "student": recipe.student.model_dump(exclude={"name", "base", "budget"}),
         "sequence_length": recipe.train.sequence_length,
     }
     inputs: dict[str, Input] = {resource.kind: resource, "samples": samples}
@@ -257,6 +294,11 @@ def save_model(model: Any, folder: Path, advice: SampleConfig | None = None) -> 
 def load_model(folder: Path) -> Any:
     """A saved model in fp32, evaluation mode."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_model_config(folder: Path) -> Any:
+    """The configuration of a saved model, without its weights."""
+    return AutoConfig.from_pretrained(folder)
 
 
 def save_tokenizer(tokenizer: Tokenizer, teacher: Teacher, folder: Path) -> None:
@@ -330,9 +372,11 @@ def _calibration(
     tokens: int,
     length: int,
     temperature: float = 1.0,
+    *,
+    alone: bool = False,
 ) -> importance.Calibration:
     few = _few(examples, tokens)
-    batch = pack(prefix, [example.tokens for example in few], length)
+    batch = pack(prefix, [example.tokens for example in few], length, alone=alone)
     wanted = target_mask(few)
     picked = (batch.source_RT >= 0) & wanted[batch.source_RT]
     number = torch.from_numpy((np.cumsum(wanted) - 1)[batch.source_RT[picked]])

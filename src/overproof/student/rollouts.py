@@ -32,17 +32,17 @@ from torch import Tensor
 from overproof.core.config import Recipe, TrainConfig
 from overproof.core.digest import sha256_json
 from overproof.core.methods import OnPolicy
-from overproof.data.pack import Packed, longest_first, pack
+from overproof.data.pack import Packed, pack
 from overproof.student.examples import TrainSet, lay, respell
 from overproof.student.recut import Recut
 from overproof.student.targets import StateTargets, around_states
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.answers import Answers
 from overproof.teacher.example import Example
-from overproof.teacher.forward import states_at
+from overproof.teacher.forward import head_of, laid, packs, states_at
 from overproof.teacher.local import Teacher
 from overproof.teacher.request import Drawing, Request
-from overproof.teacher.sample import Sampler, places_for
+from overproof.teacher.sample import sampler
 from overproof.teacher.signals import BATCH_SEQUENCES, target_mask
 
 
@@ -146,6 +146,8 @@ def answers_a_step(data: TrainSet, config: TrainConfig, workers: int) -> int:
     Args:
         data: the teacher's answers.
     """
+    if data.alone:
+        return math.ceil(config.sequences / workers)
     room = config.sequences * (config.sequence_length - len(data.prefix))
     return max(1, round(room / float(np.mean(data.lengths)) / workers))
 
@@ -193,7 +195,7 @@ class Rollouts:
         if step == 0:
             self.pending = self.draw(drawing)
         data = self.judged(self.pending.pop(0))
-        packed = pack(data.prefix.tolist(), data.examples, self.length)
+        packed = pack(data.prefix.tolist(), data.examples, self.length, alone=data.alone)
         packed = packed.rows(slice(self.rows), whole=True)
         return packed, data, _digest(packed, data)
 
@@ -208,11 +210,10 @@ class Rollouts:
             min(judge.slots, len(requests)),
             vocabulary.ends(judge.stop_ids),
         )
-        places = places_for(self.prefix, requests, drawing)
-        sampler = Sampler(self.student, self.prefix, drawing, places)
+        speaker = sampler(self.student, self.prefix, requests, drawing)
         return {
             request.key: self.recut.tokens(answer.tokens)
-            for request, answer in sampler.draw(requests)
+            for request, answer in speaker.draw(requests)
         }
 
     def draw(self, number: int) -> list[Drawn]:
@@ -237,16 +238,16 @@ class Rollouts:
         whole = (Example(key, tuple(ask), tuple(say)) for key, ask, say in drawn)
         examples = [one for one in map(self._fitting, whole) if one.answer]
         respelled = [respell(example, judge.vocabulary) for example in examples]
-        laid, signalled_N = lay(self.prefix, examples, respelled)
-        head_UE = judge.model.lm_head.weight.detach()
+        arrays, signalled_N = lay(self.prefix, examples, respelled, alone=not packs(self.student))
+        head_UE = head_of(judge.model).weight.detach()
         places_M = np.flatnonzero(signalled_N)
         targets = StateTargets(
-            **around_states(laid["tokens_N"], places_M, judge.vocabulary, head_UE),
+            **around_states(arrays["tokens_N"], places_M, judge.vocabulary, head_UE),
             states_ME=_states(judge, examples, self.length).view(torch.int16).numpy(),
             temperature=np.array([judge.temperature]),
         )
         # The later pieces of a spelling are the student's own choice: nobody judges them.
-        return TrainSet(**laid, weight_N=signalled_N.astype(np.float32), targets=targets)
+        return TrainSet(**arrays, weight_N=signalled_N.astype(np.float32), targets=targets)
 
     def _fitting(self, example: Example) -> Example:
         """The example, its answer cut off where a sequence ends."""
@@ -267,7 +268,7 @@ def _states(judge: Judge, examples: Sequence[Example], length: int) -> Tensor:
     """The teacher's last hidden state before each token of the answers, bf16, (M, E)."""
     texts = [example.tokens for example in examples]
     longest = max(map(len, texts), default=0) + len(judge.prefix)
-    packed = pack(judge.prefix, texts, max(length, longest), longest_first(texts))
+    packed = laid(judge.model, judge.prefix, texts, max(length, longest))
     wanted_N = target_mask(examples)
     shape = int(wanted_N.sum()), judge.model.config.hidden_size
     found_ME = torch.empty(shape, dtype=torch.bfloat16)

@@ -78,6 +78,18 @@ def demand_size(base: Any, config: StudentConfig) -> None:
         raise UsageError("the student is larger than the model that it is cut from", details=wrong)
 
 
+def cut_config(base: Any, kept: Sequence[int]) -> Any:
+    """A copy of the base's configuration, for these of its layers."""
+    config = copy.deepcopy(base)
+    count = config.num_hidden_layers
+    for name, value in vars(base).items():
+        # Settings layer by layer: the kind of attention, layers without rotary positions.
+        if isinstance(value, list) and len(value) == count and not name.endswith("_token_id"):
+            setattr(config, name, [value[layer] for layer in kept])
+    config.num_hidden_layers = len(kept)
+    return config
+
+
 def cut(base: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
     """A student of the kept layers and tokens, with the base's weights in fp32.
 
@@ -87,13 +99,7 @@ def cut(base: Any, kept: Sequence[int], vocabulary: Vocabulary) -> Any:
         StageError: the cut student does not run as the base's kept layers do; some setting
             of the architecture counts layers in a way that is not known here.
     """
-    config = copy.deepcopy(base.config)
-    count = config.num_hidden_layers
-    for name, value in vars(base.config).items():
-        # Settings layer by layer: the kind of attention, layers without rotary positions.
-        if isinstance(value, list) and len(value) == count and not name.endswith("_token_id"):
-            setattr(config, name, [value[layer] for layer in kept])
-    config.num_hidden_layers = len(kept)
+    config = cut_config(base.config, kept)
     config.vocab_size = vocabulary.size
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, None)  # the base's ids; the caller names the student's

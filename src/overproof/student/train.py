@@ -13,6 +13,7 @@ workers. So a run that was killed and resumed ends in the same bits.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,13 +34,15 @@ from overproof.core.digest import sha256_bytes  # noqa: E402
 from overproof.core.disk import write_atomic  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.workers import CONTEXT, sharing, spread  # noqa: E402
-from overproof.data.pack import Packed, pack  # noqa: E402
+from overproof.data.pack import Packed  # noqa: E402
 from overproof.student import hidden  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.rollouts import Judge, Shares, shares_of  # noqa: E402
 from overproof.student.targets import StateTargets  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
-from overproof.teacher.forward import share  # noqa: E402
+from overproof.teacher.forward import fast_dtype, share  # noqa: E402
+
+WINDOW = 16_384  # examples packed together: bounds memory, and the search for room (docs/adr/0027)
 
 
 class Step(NamedTuple):
@@ -143,9 +146,8 @@ def train(
         assert isinstance(data.targets, StateTargets)  # the recipe demands signals `exact`
         hidden.attach(student, data.targets.states_ME.shape[1], seed)
     workers = max(1, min(device.cores(), config.sequences))
-    dtype = torch.bfloat16 if device.processor().bf16 else torch.float32
     with sharing():
-        shared = Shared(student, workers, dtype)
+        shared = Shared(student, workers, fast_dtype(student))
     if judge:
         share(judge.model)
     done = _last_checkpoint(folder, workers)
@@ -199,25 +201,30 @@ def _run_workers(shared: Shared, task: Task, start: int) -> Iterator[Step]:
 
 
 def batches(data: TrainSet, config: TrainConfig, seed: int) -> Iterator[Packed]:
-    """Steps' batches for ever: each epoch shuffled and packed anew, what is left over dropped.
+    """Steps' batches for ever: each epoch shuffled and packed anew, window after window.
+
+    What a window leaves over is dropped.
 
     Raises:
         UsageError: an epoch has fewer sequences than a step takes.
     """
-    examples, epoch = data.examples, 0
+    count, epoch = len(data.lengths), 0
     while True:
-        order = np.random.default_rng([seed, epoch]).permutation(len(examples)).tolist()
-        packed = pack(data.prefix.tolist(), examples, config.sequence_length, order)
-        whole = len(packed.tokens_RT) // config.sequences
-        if not whole:
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        sequences = steps = 0
+        for which in np.array_split(order, max(1, math.ceil(count / WINDOW))):
+            packed = data.packed(which, config.sequence_length)
+            sequences += len(packed.tokens_RT)
+            for step in range(len(packed.tokens_RT) // config.sequences):
+                rows = slice(step * config.sequences, (step + 1) * config.sequences)
+                yield packed.rows(rows, whole=True)
+                steps += 1
+        if not steps:
             raise UsageError(
                 f"train.sequences is {config.sequences}",
-                details=[f"all examples fill {len(packed.tokens_RT)} sequences"],
+                details=[f"all examples fill {sequences} sequences"],
                 hint="lower train.sequences, or sample more prompts",
             )
-        for step in range(whole):
-            rows = slice(step * config.sequences, (step + 1) * config.sequences)
-            yield packed.rows(rows, whole=True)
         epoch += 1
 
 

@@ -26,7 +26,7 @@ from overproof.student.losses import chunked_divergence, divergence_of
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
 from overproof.student.quantise import KINDS, stored
 from overproof.student.rollouts import Judge, Rollouts, Shares
-from overproof.teacher.forward import model_inputs
+from overproof.teacher.forward import head_of, inputs_of
 
 PLACES = 128  # positions of a loss come in multiples of this
 SHOWN = 5  # records named when a loss is not finite
@@ -122,7 +122,9 @@ class Worker:
         """
         if batch is not None:
             # Equal shapes in every step: kept memory of another size is of no use to the next.
-            mine = batch.rows(slice(self.rank, None, self.workers), whole=True)
+            # One example a row leaves too much of it empty for that.
+            share = slice(self.rank, None, self.workers)
+            mine = batch.rows(share, whole=not self.data.alone)
             part = Part(mine, self.data, self.divergence)
         else:
             assert self.rollouts and number is not None and self.config.on_policy
@@ -149,12 +151,12 @@ class Worker:
             return
         total = max(float(self.shared.weight.sum()), 1.0)
         place, source, weight = targets(mine, data)
-        hidden_RTD = self.body.states(model_inputs(mine, self.model.dtype))
+        hidden_RTD = self.body.states(inputs_of(self.model, mine))
         hidden_ND = hidden_RTD.flatten(0, 1)[torch.from_numpy(place)]
         target, share_N = data.targets.at(source), torch.from_numpy(weight) / total
         loss = chunked_divergence(
             hidden_ND,
-            self.model.lm_head.weight,
+            head_of(self.model).weight,
             target,
             share_N,
             divergence=part.divergence,
@@ -186,7 +188,7 @@ class Worker:
         wrong = []
         for at in range(0, len(source), PLACES):
             few = slice(at, at + PLACES)
-            logits = (states_ND[few] @ self.model.lm_head.weight.detach().T).float()
+            logits = (states_ND[few] @ head_of(self.model).weight.detach().T).float()
             logits /= data.temperature
             target = data.targets.at(source[few])
             found, _ = divergence_of(logits, target, part.divergence)

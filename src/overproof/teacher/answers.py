@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
+from overproof.core.artifact import Artifact, Input, Json, Work, build
 from overproof.core.config import Recipe
 from overproof.core.console import meter
 from overproof.core.digest import pretty, sha256_bytes, sha256_file, sha256_json
@@ -23,6 +23,7 @@ from overproof.teacher.cache import (
     write_shard,
 )
 from overproof.teacher.example import Example
+from overproof.teacher.forward import head_of
 from overproof.teacher.journal import Entry, Journal
 from overproof.teacher.kept import Kept, Signals, kept_of
 from overproof.teacher.local import Teacher
@@ -62,7 +63,7 @@ def sample(
     load: Callable[[], Teacher],
     train: Artifact,
     heldout: Artifact,
-    resource: Resource,
+    resource: Input,
     terms: Artifact,
     recipe: Recipe,
     store: Path,
@@ -218,7 +219,7 @@ def sampler(recipe: Recipe) -> Json:
 
 
 def write_origin(
-    folder: Path, here: Teacher, resource: Resource, recipe: Recipe, kept: Kept | None
+    folder: Path, here: Teacher, resource: Input, recipe: Recipe, kept: Kept | None
 ) -> None:
     """Say beside the answers what their signals depend on, which every cache of them is bound to.
 
@@ -237,7 +238,7 @@ def write_origin(
     (folder / MADE_OF).write_text(pretty(origin), encoding="utf-8")
     if kept:
         binding = _with_signals(origin, recipe)
-        describe(folder, kept, binding, here.half.lm_head.weight)
+        describe(folder, kept, binding, head_of(here.half).weight)
 
 
 def _with_signals(origin: Binding, recipe: Recipe) -> Binding:

@@ -1,4 +1,4 @@
-"""A causal language model of transformers over packed sequences.
+"""A causal language model of transformers over packed sequences, or over one example a row.
 
 Shape suffixes: N positions, P some of them, R sequences, T tokens of a sequence, D width,
 V vocabulary.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -22,7 +22,46 @@ from numpy.typing import NDArray  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from overproof.core.workers import sharing  # noqa: E402
-from overproof.data.pack import Packed  # noqa: E402
+from overproof.data.pack import Packed, longest_first, pack  # noqa: E402
+
+# Plain stacks of decoder layers whose attention takes any mask (tests run each of them). All other
+# architectures go the general way: docs/architectures.md.
+PACKED = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3", "smollm3"})
+
+
+def packs(model: Any) -> bool:
+    """Whether a model reads several examples a row, and runs layer by layer; by its configuration.
+
+    Attention over compressed or linear states of the whole row cannot be told to leave out a
+    neighbour, so any other model reads one example a row, as transformers itself runs it.
+
+    Args:
+        model: of transformers, or its configuration.
+    """
+    return getattr(model, "config", model).model_type in PACKED
+
+
+def laid(model: Any, prefix: Sequence[int], texts: Sequence[Sequence[int]], length: int) -> Packed:
+    """Texts as this model reads them, the longest first."""
+    return pack(prefix, texts, length, longest_first(texts), alone=not packs(model))
+
+
+def inputs_of(model: Any, batch: Packed) -> dict[str, Tensor | bool]:
+    """Arguments of this model for sequences that are laid as it reads them.
+
+    With one example a row nothing is masked: what fills a row up stands behind its text, where a
+    causal model does not look.
+    """
+    if packs(model):
+        return model_inputs(batch, model.dtype)
+    return {"input_ids": torch.from_numpy(batch.tokens_RT), "use_cache": False}
+
+
+def head_of(model: Any) -> nn.Linear:
+    """The output embedding, which makes logits of last hidden states."""
+    head: nn.Linear = model.get_output_embeddings()
+    return head
+
 
 LINE_BYTES = 64  # where torch lets a tensor's memory begin; sums may follow from it
 
@@ -51,13 +90,22 @@ def halved(model: Any) -> Any:
     return model
 
 
+def fast_dtype(model: Any) -> torch.dtype:
+    """The type to compute this model in: bf16 where the processor multiplies it faster.
+
+    A model that does not pack computes in fp32: which of its parts bf16 would spoil (routers,
+    hyper-connections) is not known here.
+    """
+    return torch.bfloat16 if device.processor().bf16 and packs(model) else torch.float32
+
+
 def mixed(model: Any) -> Any:
     """A copy whose layers multiply in bf16; embedding, norms, residual stream and head stay fp32.
 
     Everything but the layers' matrices is shared with the model. The model itself, where it is
-    mixed already or the processor multiplies bf16 no faster. `logits_at` runs both.
+    mixed already or computes in fp32 (`fast_dtype`). `logits_at` runs both.
     """
-    if not device.processor().bf16 or layers_dtype(model) == torch.bfloat16:
+    if fast_dtype(model) != torch.bfloat16 or layers_dtype(model) == torch.bfloat16:
         return model
     products = [part for part in model.model.layers.modules() if isinstance(part, nn.Linear)]
     inside = {id(one) for part in products for one in part.parameters()}
@@ -93,6 +141,8 @@ def share(model: Any) -> None:
 
 def layers_dtype(model: Any) -> torch.dtype:
     """The type that the model's layers multiply in."""
+    if not packs(model):
+        return torch.promote_types(model.dtype, torch.float32)
     parts = model.model.layers.modules()
     found = next((part.weight.dtype for part in parts if isinstance(part, nn.Linear)), model.dtype)
     return torch.bfloat16 if found == torch.bfloat16 else torch.float32
@@ -118,7 +168,7 @@ def logits_at(
 ) -> Iterator[Read]:
     """Logits at the wanted positions, in batches of packed sequences; see `states_at`."""
     for where, hidden_PD in states_at(model, packed, wanted_N, sequences):
-        yield Read(where, model.lm_head(hidden_PD), hidden_PD)
+        yield Read(where, head_of(model)(hidden_PD), hidden_PD)
 
 
 @torch.inference_mode()
@@ -128,7 +178,7 @@ def states_at(
     """Last hidden states at the wanted positions, in batches of packed sequences.
 
     Args:
-        model: one type throughout, or `mixed`.
+        model: one type throughout, or `mixed`. packed: laid as it reads them, see `laid`.
         wanted_N: which positions, over the concatenation of all packed examples.
         sequences: of a batch; bounds the memory.
 
@@ -141,5 +191,5 @@ def states_at(
         batch = packed.rows(slice(start, start + sequences))
         picked_RT = (batch.source_RT >= 0) & wanted_N[batch.source_RT]
         with autocast:
-            hidden_RTD = model.model(**model_inputs(batch, model.dtype)).last_hidden_state
+            hidden_RTD = model.base_model(**inputs_of(model, batch)).last_hidden_state
         yield number_N[batch.source_RT[picked_RT]], hidden_RTD[torch.from_numpy(picked_RT)]

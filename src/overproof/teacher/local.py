@@ -27,7 +27,7 @@ from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
 from overproof.policy import match  # noqa: E402
 from overproof.policy.obligations import LICENCE_FILES  # noqa: E402
-from overproof.teacher.forward import halved  # noqa: E402
+from overproof.teacher.forward import fast_dtype, halved  # noqa: E402
 from overproof.teacher.tokens import byte_level, token_ids  # noqa: E402
 
 transformers.logging.set_verbosity_error()
@@ -98,9 +98,10 @@ class Teacher:
     def half(self) -> Any:
         """A copy for speed: parameters in bf16 where the processor multiplies it faster.
 
-        Buffers stay as they are, see `halved`. Where bf16 is no faster it is the model itself.
+        Buffers stay as they are, see `halved`. Where bf16 is no faster, or `fast_dtype` is another,
+        it is the model itself.
         """
-        if not device.processor().bf16:
+        if fast_dtype(self.model) != torch.bfloat16:
             return self.model
         return halved(copy.deepcopy(self.model))
 
@@ -233,10 +234,7 @@ def load(name: str) -> Teacher:
         StageError: the files cannot be read as a model, or no student can speak its tokens.
         and whatever `identify` raises.
     """
-    teacher = _read(name)
-    _require_turns(teacher)
-    _require_rows(teacher)
-    return teacher
+    return read(name, *identify(name))
 
 
 def load_base(name: str) -> Teacher:
@@ -245,13 +243,25 @@ def load_base(name: str) -> Teacher:
     Raises:
         what `load` raises.
     """
-    base = _read(name)
+    base = _read(name, *identify(name))
     _require_rows(base)
     return base
 
 
-def _read(name: str) -> Teacher:
-    path, resource = identify(name)
+def read(name: str, path: Path, resource: Resource) -> Teacher:
+    """Load a teacher whose files are known, in fp32; see `load`.
+
+    Args:
+        name: as the recipe names it.
+        path: of a GGUF file or a model folder. resource: what stands for it.
+    """
+    teacher = _read(name, path, resource)
+    _require_turns(teacher)
+    _require_rows(teacher)
+    return teacher
+
+
+def _read(name: str, path: Path, resource: Resource) -> Teacher:
     try:
         if path.is_file():
             model, tokenizer = _load_gguf(path)

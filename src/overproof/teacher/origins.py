@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from overproof.core.artifact import Resource
+from overproof.core.artifact import Input, Resource
 from overproof.core.config import Recipe
-from overproof.core.contract import BASE
+from overproof.core.contract import BASE, TEACHER
+from overproof.core.errors import UsageError
 from overproof.teacher import local
 from overproof.teacher.remote import stage as remote
 
@@ -19,12 +20,29 @@ class Origin:
     Attributes:
         name: as the recipe has it.
         place: its folder or file, from the root; None: behind an endpoint.
-        resource: what stands for it in every proof.
+        input: what stands for it in every proof: a resource, or the stage that made it.
     """
 
     name: str
     place: Path | None
-    resource: Resource
+    input: Input
+
+    @property
+    def resource(self) -> Resource:
+        """What a report calls it."""
+        if isinstance(self.input, Resource):
+            return self.input
+        return Resource(TEACHER, self.name, f"stage:{self.input.path.name}", self.input.sha256)
+
+    def load(self) -> local.Teacher:
+        """See `local.load`; its files are known already.
+
+        Raises:
+            UsageError: it is behind an endpoint.
+        """
+        if self.place is None:
+            raise UsageError(f"{self.name} is behind an endpoint: it has no weights here")
+        return local.read(self.name, self.place, self.resource)
 
 
 @dataclass(frozen=True)
@@ -45,9 +63,9 @@ class Origins:
         return [self.teacher, *([self.base] if self.base else [])]
 
     @property
-    def places(self) -> list[tuple[Path | None, Resource]]:
+    def places(self) -> list[tuple[Path | None, Input]]:
         """Of each where it is, and what stands for it."""
-        return [(one.place, one.resource) for one in self.each]
+        return [(one.place, one.input) for one in self.each]
 
     @property
     def remote(self) -> Resource | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from overproof.teacher.local import Teacher
 from overproof.teacher.request import Request
 
 TRAIN, HELDOUT = "train.jsonl", "heldout.jsonl"
+WORD = re.compile(r"\S+")
 
 
 def demand_sequence(prompt: int, recipe: Recipe) -> None:
@@ -74,8 +76,8 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
             recipe trains on verified answers, or may not fit a training sequence.
     """
     prompts = {
-        TRAIN: _prompts(train, recipe.sample.prompts, recipe.seed),
-        HELDOUT: _prompts(heldout, recipe.sample.heldout_prompts, recipe.seed),
+        TRAIN: _prompts(train, recipe.sample.prompts, recipe),
+        HELDOUT: _prompts(heldout, recipe.sample.heldout_prompts, recipe),
     }
     every = [prompt for split in prompts.values() for prompt in split]
     system, shots = recipe.teacher.system, recipe.teacher.shots
@@ -159,12 +161,16 @@ class Prompt(NamedTuple):
     check: Mapping[str, Any] | None
 
 
-def _prompts(records: Artifact, count: int, seed: int) -> list[Prompt]:
+def _prompts(records: Artifact, count: int, recipe: Recipe) -> list[Prompt]:
     """So many prompts, drawn by seed; all of them if there are fewer."""
     rows = list(dataset.rows(records))
-    order = np.random.default_rng(seed).permutation(len(rows))[:count]
+    order = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
     return [
-        Prompt(rows[index].key, _prompt(rows[index]), rows[index].extra.get("check"))
+        Prompt(
+            rows[index].key,
+            beginning(_prompt(rows[index]), recipe.sample.words),
+            rows[index].extra.get("check"),
+        )
         for index in order
     ]
 
@@ -192,6 +198,14 @@ def _checkers(prompts: Sequence[Prompt], *, every: bool) -> Iterator[Checker]:
         except UsageError as error:
             details = [f"record {prompt.key}", *error.details]
             raise UsageError(error.what, details=details, hint=error.hint) from error
+
+
+def beginning(text: str, words: int | None) -> str:
+    """So many words of a text, and what stands between them; None: all of it."""
+    if words is None:
+        return text
+    found = [part for _, part in zip(range(words), WORD.finditer(text), strict=False)]
+    return text[: found[-1].end()] if found else text
 
 
 def _prompt(row: dataset.Row) -> str:

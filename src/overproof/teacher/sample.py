@@ -16,15 +16,16 @@ from overproof.core import device
 
 device.prepare()
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
-from overproof.teacher.forward import share  # noqa: E402
+from overproof.teacher.forward import packs, share  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
-from overproof.teacher.kept import Exact, Signals, exact  # noqa: E402
+from overproof.teacher.kept import Exact, exact  # noqa: E402
+from overproof.teacher.live import Live, draw_next  # noqa: E402
+from overproof.teacher.lockstep import Lockstep, groups  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
 from overproof.teacher.slots import ATTENTION, SlotCache  # noqa: E402
 
@@ -57,7 +58,7 @@ class Sampler:
         3. Draw one token for each live slot; a slot that stops yields its answer and is free.
         """
         waiting = sorted(requests, key=lambda request: (-len(request.ids), request.key))
-        self.live: dict[int, _Live] = {}
+        self.live: dict[int, Live] = {}
         self.tokens_B = torch.zeros(self.drawing.slots, dtype=torch.long)
         self.columns_B = torch.full((self.drawing.slots,), self.cache.prefix, dtype=torch.long)
         free = list(range(self.drawing.slots))
@@ -90,7 +91,7 @@ class Sampler:
         hidden_PSE = self._prefill(rows, [request.ids for request in taken])
         ends = [len(request.ids) - 1 for request in taken]
         for number, (row, request) in enumerate(zip(rows, taken, strict=True)):
-            self.live[row] = _Live(request, self.drawing)
+            self.live[row] = Live(request, self.drawing)
             self.columns_B[row] = self.cache.prefix + ends[number]
             self._read(self.live[row], hidden_PSE[number])
         # The head too always sees `PREFILL_ROWS` rows: one row alone takes another kernel.
@@ -99,17 +100,12 @@ class Sampler:
         few = len(rows)
         yield from self._settle(rows, self.model.lm_head(last_PE)[:few], last_PE[:few], free)
 
-    def _read(self, live: _Live, hidden_SE: Tensor) -> None:
+    def _read(self, live: Live, hidden_SE: Tensor) -> None:
         """Keep the distributions inside a prompt, if they are wanted."""
-        kept = self.drawing.signals
-        if not (kept and kept.prompts and live.keeps) or len(live.request.ids) < 2:
-            return
-        # The whole width, filler too: a shape that depends on the prompt's length alone.
-        inside = slice(len(live.request.ids) - 1)
-        logits_SV = self.model.lm_head(hidden_SE)[inside]
-        offset_S = live.prompt_offsets()
-        for part in exact(logits_SV, hidden_SE[inside]):
-            live.keep(kept.take(part, offset_S[part.where]))
+        if live.inside:
+            # The whole width, filler too: a shape that depends on the prompt's length alone.
+            inside = slice(live.inside)
+            live.read(self.model.lm_head(hidden_SE)[inside], hidden_SE[inside])
 
     def _settle(
         self, rows: list[int], logits_LV: Tensor, hidden_LE: Tensor, free: list[int]
@@ -121,19 +117,12 @@ class Sampler:
     def _take(
         self, rows: list[int], part: Exact, free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
-        uniform_P = torch.tensor([self.live[row].next_uniform() for row in rows])
-        tokens = choose(part, uniform_P, self.drawing).tolist()
-        signals = None
-        if self.drawing.signals and any(self.live[row].keeps for row in rows):
-            offset_P = torch.tensor([self.live[row].next_offset() for row in rows])
-            signals = self.drawing.signals.take(part, offset_P)
-        for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            live = self.live[row]
-            live.add(token, signals, number)
+        lives = [self.live[row] for row in rows]
+        tokens = draw_next(lives, part, self.drawing)
+        for row, live, token in zip(rows, lives, tokens, strict=True):
             self.tokens_B[row] = token
             self.columns_B[row] += 1
-            full = len(live.tokens) >= self.drawing.max_new_tokens
-            if full or token in self.drawing.stop_ids:
+            if live.ended:
                 del self.live[row]
                 self.columns_B[row] = self.cache.prefix
                 heapq.heappush(free, row)
@@ -183,76 +172,6 @@ class Sampler:
         return hidden_PSE
 
 
-def choose(part: Exact, uniform_P: Tensor, drawing: Drawing) -> Tensor:
-    """Draw from the top of the logits by inverting the distribution function.
-
-    Args:
-        uniform_P: a uniform number for each row.
-
-    Returns:
-        a token for each row, (P,).
-    """
-    if drawing.top_p >= 1.0 and drawing.top_k >= part.logits_PV.shape[1]:
-        # From all of them there is nothing to sort.
-        reached_PV = torch.softmax(part.logits_PV / drawing.temperature, dim=-1).cumsum(-1)
-        whole_P1 = reached_PV[:, -1:]
-        threshold_P1 = uniform_P[:, None].to(reached_PV.dtype) * whole_P1
-        found_P = torch.searchsorted(reached_PV, threshold_P1, right=True)[:, 0]
-        return found_P.minimum((reached_PV < whole_P1).sum(-1))  # a uniform may round to 1
-    # Taken apart from the signals' own: of equal logits, which come first depends on the count.
-    top_PK, ids_PK = part.top(drawing.top_k)
-    mass_PK = torch.softmax(top_PK / drawing.temperature, dim=-1)
-    before_PK = mass_PK.cumsum(-1) - mass_PK
-    kept_PK = before_PK < drawing.top_p
-    kept_PK[:, 0] = True  # the most likely token stays, even at top_p 0
-    mass_PK = torch.where(kept_PK, mass_PK, 0.0)
-    reached_PK = mass_PK.cumsum(-1)
-    threshold = uniform_P[:, None] * reached_PK[:, -1:]
-    chosen = (reached_PK <= threshold).sum(-1, keepdim=True)
-    chosen = chosen.minimum(kept_PK.sum(-1, keepdim=True) - 1)  # a uniform may round to 1
-    return ids_PK.gather(1, chosen)[:, 0]
-
-
-class _Live:
-    """An answer under way."""
-
-    def __init__(self, request: Request, drawing: Drawing) -> None:
-        self.request, self.tokens = request, list[int]()
-        source = np.random.Generator(np.random.Philox(request.seed))
-        self._uniform = source.random(drawing.max_new_tokens)
-        # Streams of their own: whether signals are kept changes no answer.
-        self._offset = self._stream(1).random(drawing.max_new_tokens)
-        self.keeps = request.signals
-        self._signals: list[Signals] = []
-
-    def next_uniform(self) -> float:
-        return float(self._uniform[len(self.tokens)])
-
-    def next_offset(self) -> float:
-        return float(self._offset[len(self.tokens)])
-
-    def prompt_offsets(self) -> Tensor:
-        """A uniform number for each position inside the prompt."""
-        return torch.from_numpy(self._stream(2).random(len(self.request.ids) - 1))
-
-    def add(self, token: int, signals: Signals | None, row: int) -> None:
-        """The next token, and the distribution that it was drawn from."""
-        self.tokens.append(token)
-        if self.keeps and signals:
-            self.keep(signals.rows(slice(row, row + 1)))
-
-    def keep(self, signals: Signals) -> None:
-        """The distributions of the positions that follow those kept so far."""
-        self._signals.append(signals)
-
-    def _stream(self, number: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(self.request.seed).jumped(number))
-
-    def answer(self) -> Answer:
-        joined = Signals.joined(self._signals) if self._signals else None
-        return Answer(self.tokens, joined)
-
-
 def places_for(prefix: Sequence[int], requests: Sequence[Request], drawing: Drawing) -> int:
     """Places of a slot that hold the longest prompt and answer."""
     longest = max(len(request.ids) for request in requests)
@@ -270,6 +189,19 @@ def _width(prompt: Sequence[int]) -> int:
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
+
+
+def sampler(
+    model: Any, prefix: Sequence[int], requests: Sequence[Request], drawing: Drawing
+) -> Sampler | Lockstep:
+    """Who draws these answers in this process: slots, or the model's own way, see `packs`.
+
+    Args:
+        requests: all that may come, one at least.
+    """
+    if packs(model):
+        return Sampler(model, prefix, drawing, places_for(prefix, requests, drawing))
+    return Lockstep(model, prefix, drawing)
 
 
 def draw_all(
@@ -297,27 +229,46 @@ def draw_all(
     # No more slots than a worker can fill; by all requests, so that a resume keeps its shapes.
     share = max(PREFILL_ROWS, math.ceil(len(requests) / device.cores()))
     drawing = replace(drawing, slots=min(drawing.slots, share))
-    places = places_for(prefix, requests, drawing)
     # Sorted, so that each worker gets the same mix of lengths and all end together.
     left.sort(key=lambda request: (len(request.ids), request.key))
-    for key, tokens, signals in _spread(model, prefix, left, drawing, places):
-        journal.add(key, tokens, signals)
-        meter.advance(len(tokens))
+    if packs(model):
+        units = [[request] for request in left]
+        places = places_for(prefix, requests, drawing)
+    else:  # a group is drawn as a whole or not at all
+        missing = {request.key for request in left}
+        every = groups(requests, drawing.slots)
+        units = [one for one in every if any(request.key in missing for request in one)]
+        places = 0
+    for key, tokens, signals in _spread(model, prefix, units, drawing, places):
+        if key not in journal.done:
+            journal.add(key, tokens, signals)
+            meter.advance(len(tokens))
 
 
 def _spread(
-    model: Any, prefix: Sequence[int], left: list[Request], drawing: Drawing, places: int
+    model: Any, prefix: Sequence[int], units: list[list[Request]], drawing: Drawing, places: int
 ) -> Iterator[tuple[str, list[int], bytes]]:
-    """Run one worker a core and yield what they finish."""
-    workers = max(1, min(device.cores(), len(left)))
+    """Run one worker a core and yield what they finish.
+
+    Args:
+        units: requests that one worker has to draw together.
+    """
+    workers = max(1, min(device.cores(), len(units)))
     share(model)
     shares = [
-        (model, tuple(prefix), left[index::workers], drawing, places) for index in range(workers)
+        (
+            model,
+            tuple(prefix),
+            [one for unit in units[index::workers] for one in unit],
+            drawing,
+            places,
+        )
+        for index in range(workers)
     ]
     yield from spread(
         _work,
         shares,
-        len(left),
+        sum(map(len, units)),
         name="a sampling worker",
         hint="lower sample.batch, and run the same command again: finished answers are kept",
     )
@@ -333,8 +284,12 @@ def _work(
 ) -> None:
     """A worker: one thread, its share of the requests."""
     torch.set_num_threads(1)
-    sampler = Sampler(model, prefix, drawing, places)
-    kept = sampler.drawing.signals
-    for request, answer in sampler.draw(requests):
+    drawer = (
+        Sampler(model, prefix, drawing, places)
+        if packs(model)
+        else Lockstep(model, prefix, drawing)
+    )
+    kept = drawer.drawing.signals
+    for request, answer in drawer.draw(requests):
         signals = kept.to_bytes(answer.signals) if kept and answer.signals else b""
         results.put((request.key, answer.tokens, signals))

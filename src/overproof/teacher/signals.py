@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
+from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
 from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.digest import sha256_json  # noqa: E402
@@ -28,7 +28,6 @@ from overproof.core.disk import link_or_copy  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.methods import Text  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
-from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.teacher.answers import Answers, made_of, read  # noqa: E402
 from overproof.teacher.cache import (  # noqa: E402
     SHARD_EXAMPLES,
@@ -38,7 +37,7 @@ from overproof.teacher.cache import (  # noqa: E402
     write_shard,
 )
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import Read, logits_at, share  # noqa: E402
+from overproof.teacher.forward import Read, head_of, laid, logits_at, share  # noqa: E402
 from overproof.teacher.kept import Kept, Signals, exact, kept_of  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 
@@ -73,7 +72,7 @@ def target_logits(
 ) -> Iterator[Read]:
     """Logits at every target of the examples, see `Example.targets` and `forward.logits_at`."""
     texts = [example.tokens for example in examples]
-    packed = pack(prefix, texts, length, longest_first(texts))
+    packed = laid(model, prefix, texts, length)
     return logits_at(model, packed, target_mask(examples, prompts=prompts), BATCH_SEQUENCES)
 
 
@@ -160,7 +159,7 @@ def _work(
 
 
 def cache(
-    load: Callable[[], Teacher], samples: Artifact, recipe: Recipe, resource: Resource, store: Path
+    load: Callable[[], Teacher], samples: Artifact, recipe: Recipe, resource: Input, store: Path
 ) -> Artifact:
     """The stage `signals`: the teacher's distributions over prompts and its training answers.
 
@@ -191,7 +190,7 @@ def cache(
         tokens = sum(len(example.tokens) for example in answers.train)
         model = load().half
         kept = kept_of(chosen).within(model.config.vocab_size)
-        describe(work.folder, kept, made_of(samples, recipe), model.lm_head.weight)
+        describe(work.folder, kept, made_of(samples, recipe), head_of(model).weight)
         with meter("signals", tokens, "tokens") as progress:
             write_signals(
                 model,

@@ -10,21 +10,19 @@ from __future__ import annotations
 import base64
 import binascii
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
-from itertools import pairwise
 from typing import Any
 
 from overproof.core.errors import TrustError, UsageError
 from overproof.trust.rfc6962 import (
     EMPTY_HEAD,
     HASH_BYTES,
-    LEAF,
     Tree,
     check_inclusion,
     check_path,
     leaf_hash,
+    size_and_root,
 )
 
 PROOF_FORMAT = "overproof-record-proof/1"
@@ -160,22 +158,39 @@ class Absent:
         }
 
 
+def size_and_head(keys: Iterable[bytes]) -> tuple[int, str]:
+    """Size and head of the record tree of keys that are sorted, without holding them.
+
+    Raises:
+        UsageError: a key is not 32 bytes, stands twice, or before a smaller one.
+    """
+    size, root = size_and_root(leaf_hash(key) for key in _demand_ascending(keys))
+    return size, root.hex()
+
+
+def _demand_ascending(keys: Iterable[bytes]) -> Iterator[bytes]:
+    before: bytes | None = None
+    for key in keys:
+        if len(key) != HASH_BYTES:
+            raise UsageError(f"a record key is {HASH_BYTES} bytes")
+        if before is not None and key == before:
+            raise UsageError(
+                "a record tree holds each key once",
+                details=[f"twice: {key.hex()}"],
+                hint="drop exact duplicates first",
+            )
+        if before is not None and key < before:
+            raise UsageError("the keys of a record tree are sorted", details=[f"not: {key.hex()}"])
+        yield key
+        before = key
+
+
 class SortedTree:
     """The record tree: leaves are keys in ascending order."""
 
     def __init__(self, keys: Iterable[bytes]) -> None:
-        ordered = sorted(keys)
-        if any(len(key) != HASH_BYTES for key in ordered):
-            raise UsageError(f"a record key is {HASH_BYTES} bytes")
-        twice = next((key for key, other in pairwise(ordered) if key == other), None)
-        if twice is not None:
-            raise UsageError(
-                "a record tree holds each key once",
-                details=[f"twice: {twice.hex()}"],
-                hint="drop exact duplicates first",
-            )
-        self._keys = ordered
-        self._tree = Tree(sha256(LEAF + key).digest() for key in ordered)
+        self._keys = list(_demand_ascending(sorted(keys)))
+        self._tree = Tree(map(leaf_hash, self._keys))
 
     @property
     def size(self) -> int:

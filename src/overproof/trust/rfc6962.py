@@ -33,6 +33,26 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return sha256(NODE + left + right).digest()
 
 
+def size_and_root(leaf_hashes: Iterable[bytes]) -> tuple[int, bytes]:
+    """Size and root of a tree, in the memory of one path whatever its size (RFC 6962 section 2.1).
+
+    Kept are the roots of the complete subtrees so far, the largest first: one for each bit that
+    is set in the size.
+    """
+    size, roots = 0, list[bytes]()
+    for size, hash_ in enumerate(leaf_hashes, start=1):
+        node, merged = hash_, size
+        while not merged & 1:
+            node, merged = node_hash(roots.pop(), node), merged >> 1
+        roots.append(node)
+    if not roots:
+        return 0, EMPTY_HEAD
+    root = roots.pop()
+    while roots:
+        root = node_hash(roots.pop(), root)
+    return size, root
+
+
 class Tree:
     """A tree over leaf hashes in the given order, all levels in memory.
 

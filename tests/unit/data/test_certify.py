@@ -219,7 +219,7 @@ def test_a_killed_run_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     whole = certified(tmp_path, GOOD, out=tmp_path / "whole").artifact
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("overproof.data.assemble.SortedTree", killed)
+        patch.setattr("overproof.data.assemble.size_and_head", killed)
         certified(tmp_path, GOOD)
     assert not (tmp_path / "set").exists()
     done = certified(tmp_path, GOOD).artifact

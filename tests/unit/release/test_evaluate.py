@@ -40,6 +40,13 @@ def measure(teacher, vocabulary: Vocabulary, models, count: int = 30, seed: int 
     )
 
 
+@pytest.fixture(scope="module")
+def exact(teacher):
+    """Two models that are not the teacher, measured in fp32."""
+    models = {"student": tiny.model(seed=1), "untrained": tiny.model(seed=2)}
+    return measure(teacher, training.vocabulary(), models)
+
+
 def test_a_student_that_is_the_teacher(teacher) -> None:
     vocabulary = training.vocabulary()
     same = shape.cut(teacher, [0, 1, 2], vocabulary)
@@ -52,10 +59,9 @@ def test_a_student_that_is_the_teacher(teacher) -> None:
     assert found["teacher"]["kl_nats_per_token"] == {"value": 0, "low": 0, "high": 0}
 
 
-def test_the_numbers_are_those_of_the_definition(teacher) -> None:
+def test_the_numbers_are_those_of_the_definition(teacher, exact) -> None:
     """Full vocabulary, each example alone, in plain formulas."""
-    vocabulary, other = training.vocabulary(), tiny.model(seed=1)
-    found = measure(teacher, vocabulary, {"student": other})["student"]
+    other, found = tiny.model(seed=1), exact["student"]
     kl, hits, nll, count = 0.0, 0, 0.0, 0
     for example in tiny.examples(30):
         text = [*training.HEAD, *example.tokens]
@@ -72,11 +78,10 @@ def test_the_numbers_are_those_of_the_definition(teacher) -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_layers_in_bf16_change_little(teacher, monkeypatch, fast: bool) -> None:
+def test_layers_in_bf16_change_little(teacher, exact, monkeypatch, fast: bool) -> None:
     processor = Processor("a processor", frozenset({"amx_bf16"} if fast else ()))
     monkeypatch.setattr("overproof.core.device.processor", lambda: processor)
     models = {"student": tiny.model(seed=1)}
-    exact = measure(teacher, training.vocabulary(), models)
     found = measure(teacher, training.vocabulary(), models, exact=False)
     assert exact["products"] == "fp32"
     assert found["products"] == ("bf16" if fast else "fp32")
@@ -86,10 +91,10 @@ def test_layers_in_bf16_change_little(teacher, monkeypatch, fast: bool) -> None:
         assert found["student"][key]["value"] == pytest.approx(wanted, rel=0.02)
 
 
-def test_intervals_hold_the_value_and_repeat(teacher) -> None:
+def test_intervals_hold_the_value_and_repeat(teacher, exact) -> None:
     models = {"student": tiny.model(seed=1), "untrained": tiny.model(seed=2)}
     found = measure(teacher, training.vocabulary(), models)
-    assert found == measure(teacher, training.vocabulary(), models)
+    assert found == exact
     assert set(found) == {"teacher", "student", "untrained", DIFFERENCES, "products"}
     for key in MEASURES:
         parts = [found[name][key]["value"] for name in models]
@@ -124,17 +129,16 @@ def test_spelled_tokens_count_as_misses_and_their_later_pieces_cost(teacher) -> 
     assert found["kl_nats_per_token"]["value"] > pieces / len(best)  # each costs > 1 nat here
 
 
-def test_agreement_by_position(teacher) -> None:
-    found = measure(teacher, training.vocabulary(), {"student": tiny.model(seed=1)})
+def test_agreement_by_position(exact) -> None:
     lengths = [len(one.answer) for one in tiny.examples(30)]
-    rows = found["student"]["agreement_by_position"]
+    rows = exact["student"]["agreement_by_position"]
     assert [row[0] for row in rows] == list(range(max(lengths)))
     assert [row[2] for row in rows] == [
         sum(size > place for size in lengths) for place in range(max(lengths))
     ]
     hits = sum(row[1] * row[2] for row in rows)
-    assert hits / sum(lengths) == pytest.approx(found["student"]["top1_agreement"]["value"])
-    assert all(row[1] == 1.0 for row in found["teacher"]["agreement_by_position"])
+    assert hits / sum(lengths) == pytest.approx(exact["student"]["top1_agreement"]["value"])
+    assert all(row[1] == 1.0 for row in exact["teacher"]["agreement_by_position"])
 
 
 def test_a_spelling_longer_than_a_sequence_is_not_left_out(teacher) -> None:

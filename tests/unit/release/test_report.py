@@ -15,16 +15,19 @@ import report_facts
 from report_facts import arm, interval, positions
 
 from overproof.core.errors import StageError
-from overproof.release import charts, words
+from overproof.release import card, charts, words
 from overproof.release.conclusion import conclude
 from overproof.release.facts import (
     AgreementByPosition,
     Answer,
     Arm,
+    Cost,
+    Costs,
     Importance,
     Interval,
     Layer,
     ReportFacts,
+    TeacherModel,
     clean,
 )
 from overproof.release.report import render, to_json, write_report
@@ -501,3 +504,29 @@ def test_a_half_surrogate_in_an_answer_does_not_break_the_files(tmp_path: Path) 
     broken = report_facts.facts(answers=(Answer("p\ud83d", "t", "s", None),))
     write_report(broken, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["answers"][0]["prompt"] == "p�"
+
+
+def test_a_budget_is_shown_against_what_came_out() -> None:
+    predicted, actual = Cost(4.25, 90e6, 47_112_192), Cost(5.5, 96_000_000, 47_112_192)
+    costs = Costs(5.0, None, 50_000_000, "box", predicted, actual, same=False)
+    page = render(report_facts.facts(costs=costs))
+    for part in ("4.25", "5.50", "96.0", "<b>box</b>", "they do not test the prediction"):
+        assert part in page, part
+    page = render(report_facts.facts(costs=dataclasses.replace(costs, same=True)))
+    assert "they do not test the prediction" not in page
+    page = render(
+        report_facts.facts(costs=dataclasses.replace(costs, hardware=None, predicted=None))
+    )
+    assert page.count("not predicted") == 3
+    assert "Predicted" not in render(report_facts.facts())
+
+
+def test_what_a_student_is_cut_from_is_named() -> None:
+    base = TeacherModel("Small-1B", "file:Small-1B", "b" * 64, "MIT", "maker/Small-1B")
+    facts = report_facts.facts(base_model=base)
+    page = render(facts)
+    assert "Cut from" in page
+    assert "Small-1B" in page
+    text = card.render(facts, licence="MIT")
+    assert "| cut from | Small-1B |" in text
+    assert "maker/Small-1B" in card.metadata(facts, "MIT", ())["base_model"]

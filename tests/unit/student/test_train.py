@@ -15,6 +15,7 @@ import training
 
 from overproof.core import device
 from overproof.core.errors import StageError, UsageError
+from overproof.data.pack import Packed, pack
 from overproof.student.examples import TrainSet
 from overproof.student.losses import divergence_of
 from overproof.student.train import Trained, _last_checkpoint, batches, record_keys, train
@@ -106,6 +107,35 @@ def test_more_sequences_a_step_than_there_are_is_told(data, examples) -> None:
     with pytest.raises(UsageError, match=r"train\.sequences is 500") as caught:
         next(batches(data, training.config(sequences=500), 0))
     assert "all examples fill" in caught.value.render()
+
+
+def epoch(data: TrainSet) -> list[Packed]:
+    """Its sequences, one a step, so that nothing is left over."""
+    found, seen = list[Packed](), 0
+    for batch in batches(data, training.config(sequences=1), 0):
+        found.append(batch)
+        seen += len(data.numbers(batch.source_RT))
+        if seen >= len(data.lengths):
+            break
+    return found
+
+
+def test_windows_hold_each_example_once_at_its_own_place(
+    data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_window = epoch(data)
+    order = np.random.default_rng([0, 0]).permutation(len(data.lengths)).tolist()
+    whole = pack(data.prefix.tolist(), data.examples, training.ROOM, order)
+    assert (np.concatenate([one.source_RT for one in one_window]) == whole.source_RT).all()
+    monkeypatch.setattr("overproof.student.train.WINDOW", 50)  # three windows of 40
+    windows = epoch(data)
+    numbers = [one for batch in windows for one in data.numbers(batch.source_RT).tolist()]
+    for first in (0, 40, 80):
+        assert set(numbers[first : first + 40]) == set(order[first : first + 40])
+    source = np.concatenate([one.source_RT.ravel() for one in windows])
+    tokens = np.concatenate([one.tokens_RT.ravel() for one in windows])
+    assert sorted(source[source >= 0]) == list(range(len(data.tokens_N)))
+    assert (tokens[source >= 0] == data.tokens_N[source[source >= 0]]).all()
 
 
 def test_train_tells_it_too(examples, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
 from overproof.teacher.kept import TopK
 from overproof.teacher.kept.top_k import TopSignals
-from overproof.teacher.prompts import _prompt, demand_sequence, shared_prefix
+from overproof.teacher.prompts import _prompt, beginning, demand_sequence, shared_prefix
 from overproof.teacher.request import Request
 
 PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)
@@ -65,6 +65,20 @@ def test_answers_that_may_be_too_long_are_refused_before_they_are_drawn() -> Non
         "an answer of 80 tokens (sample.max_new_tokens) behind a prompt of 177"
         in caught.value.render()
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "wanted"),
+    [
+        ("I  want\nmy money back", 3, "I  want\nmy"),
+        ("I want", 5, "I want"),
+        (" I want", 1, " I"),
+        ("I want ", None, "I want "),
+        ("  ", 2, "  "),
+    ],
+)
+def test_the_first_words_of_a_prompt(text: str, words: int | None, wanted: str) -> None:
+    assert beginning(text, words) == wanted
 
 
 def test_a_record_that_is_no_prompt_is_told() -> None:

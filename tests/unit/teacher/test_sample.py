@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from overproof.teacher import sample
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal
 from overproof.teacher.kept import TopK, exact
+from overproof.teacher.live import choose
 from overproof.teacher.request import Drawing, Request
-from overproof.teacher.sample import Sampler, choose, draw_all
+from overproof.teacher.sample import Sampler, draw_all
 from overproof.teacher.signals import shard_signals
 
 HEAD = (11, 12, 13, 14)
@@ -211,7 +213,8 @@ def test_what_the_journal_holds_is_not_drawn_again(
 ) -> None:
     asked: list[str] = []
 
-    def spread(_model, _prefix, left, _drawing, _places):
+    def spread(_model, _prefix, units, _drawing, _places):
+        left = [request for unit in units for request in unit]
         asked.extend(request.key for request in left)
         yield from ((request.key, [7], b"") for request in left)
 
@@ -220,15 +223,38 @@ def test_what_the_journal_holds_is_not_drawn_again(
     first, second, third = (request.key for request in requests(3))
     journal.add(second, [5])
     progress = tiny.meter()
-    draw_all(None, HEAD, requests(3), drawing(), journal, progress)
+    draw_all(tiny.model(), HEAD, requests(3), drawing(), journal, progress)
     answers = {first: [7], second: [5], third: [7]}
     assert said(journal) == answers
     assert sorted(asked) == [first, third]
     asked.clear()
-    draw_all(None, HEAD, requests(3), drawing(), journal, progress)
+    draw_all(tiny.model(), HEAD, requests(3), drawing(), journal, progress)
     assert said(journal) == answers
     journal.close()
     assert not asked
+
+
+def test_a_model_that_does_not_pack_draws_whole_groups_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def spread(_model, _prefix, units, _drawing, _places):
+        asked.extend([request.key for request in unit] for unit in units)
+        yield from ((request.key, [7], b"") for unit in units for request in unit)
+
+    monkeypatch.setattr(sample, "_spread", spread)
+    monkeypatch.setattr(sample, "packs", lambda _model: False)
+    wanted = [Request.make(f"r{at}", [5] * (1 + at // 4), 7) for at in range(8)]
+    with closing(Journal(tmp_path / "journal")) as journal:
+        journal.add(wanted[0].key, [5])
+        for request in wanted[4:]:
+            journal.add(request.key, [6])
+        draw_all(None, HEAD, wanted, drawing(), journal, tiny.meter())
+        assert asked == [[f"r{at}/0" for at in range(4)]]
+        assert said(journal) == {
+            one.key: [5] if at == 0 else [7] if at < 4 else [6] for at, one in enumerate(wanted)
+        }
 
 
 RUN = """
@@ -314,7 +340,7 @@ def test_a_worker_has_no_more_slots_than_requests(
     monkeypatch.setattr(sample, "_spread", spread)
     monkeypatch.setattr(sample.device, "cores", lambda: 2)
     with contextlib.closing(Journal(tmp_path / "journal")) as journal:
-        draw_all(None, HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
-        draw_all(None, HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
-        draw_all(None, HEAD, requests(41), drawing(slots=6), journal, tiny.meter())
+        draw_all(tiny.model(), HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
+        draw_all(tiny.model(), HEAD, requests(40), drawing(slots=500), journal, tiny.meter())
+        draw_all(tiny.model(), HEAD, requests(41), drawing(slots=6), journal, tiny.meter())
     assert seen == [20, 20, 6]

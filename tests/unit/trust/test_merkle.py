@@ -9,7 +9,14 @@ import pytest
 
 from overproof.core.digest import canonical
 from overproof.core.errors import TrustError, UsageError
-from overproof.trust.merkle import Absent, Leaf, Present, SortedTree, proof_from_json
+from overproof.trust.merkle import (
+    Absent,
+    Leaf,
+    Present,
+    SortedTree,
+    proof_from_json,
+    size_and_head,
+)
 
 KEYS = [hashlib.sha256(b"%d" % i).digest() for i in range(11)]
 TREE = SortedTree(KEYS)
@@ -22,6 +29,13 @@ def below(key: bytes) -> bytes:
 
 def above(key: bytes) -> bytes:
     return (int.from_bytes(key, "big") + 1).to_bytes(32, "big")
+
+
+def test_the_head_of_sorted_keys_needs_no_tree() -> None:
+    assert size_and_head(sorted(KEYS)) == (TREE.size, TREE.head)
+    assert size_and_head([]) == (0, SortedTree([]).head)
+    with pytest.raises(UsageError, match="sorted"):
+        size_and_head(sorted(KEYS, reverse=True))
 
 
 def test_order_of_input_does_not_matter() -> None:

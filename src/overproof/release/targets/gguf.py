@@ -147,7 +147,8 @@ def check_architecture(found: str, config: Any) -> None:
         raise StageError(
             f"a {found} cannot be exported to GGUF",
             details=[f"got {found}, wanted one of {', '.join(ARCHITECTURES)}"],
-            hint="choose a teacher of that kind, such as SmolLM2, Llama or Mistral",
+            hint="choose a teacher of that kind, such as SmolLM2, Llama or Mistral; or make no "
+            "build, export.targets: [], and the release holds safetensors alone",
         )
     if config.hidden_act != "silu":
         raise StageError(

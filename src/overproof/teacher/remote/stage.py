@@ -176,7 +176,7 @@ def sample(
     load: Callable[[], Teacher],
     train: Artifact,
     heldout: Artifact,
-    base: Resource,
+    base: Input,
     terms: Artifact,
     recipe: Recipe,
     store: Path,
