@@ -73,7 +73,7 @@ def test_the_page_says_what_is_known_and_what_is_not() -> None:
     ):
         assert text in page, text
     assert "None" not in page
-    assert "Top-1 agreement<span" not in page  # no column of what nobody measured
+    assert 'Top-1 agreement<span class="ci">share' not in page  # no column of what nobody measured
 
 
 def test_the_card_too() -> None:

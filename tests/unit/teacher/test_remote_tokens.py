@@ -13,9 +13,13 @@ import torch
 from remote_server import BUILTIN, MODEL, Proxy, recipe_text, serving
 
 from overproof import remote_preflight
+from overproof.core.artifact import build
 from overproof.core.config import Recipe, load_recipe
 from overproof.core.errors import StageError
-from overproof.teacher import local
+from overproof.data import certify
+from overproof.release import text_quality
+from overproof.teacher import answers, local, signals
+from overproof.teacher.cache import SignalCache
 from overproof.teacher.example import Example
 from overproof.teacher.kept import TopK
 from overproof.teacher.remote import stage
@@ -82,6 +86,43 @@ def test_they_are_the_distributions_of_the_same_model_run_here(
     assert keep is not None
     again = keep.from_bytes(keep.to_bytes(heard.signals), len(heard.tokens))
     assert all(map(torch.equal, again.arrays, heard.signals.arrays))
+
+
+@pytest.mark.slow
+def test_they_fill_the_cache_of_training_and_that_of_evaluation(
+    proxy: Proxy, base: local.Teacher, tmp_path: Path
+) -> None:
+    train, heldout = tmp_path / "train.jsonl", tmp_path / "heldout.jsonl"
+    train.write_text('{"prompt": "Where is my parcel?"}\n{"prompt": "Refund it."}\n')
+    heldout.write_text('{"prompt": "Say hello in Japanese."}\n')
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(proxy.url, train, heldout))
+    asked, store = load_recipe(path, [KIND, "sample.max_new_tokens=12"]), tmp_path / "stages"
+    sets = [
+        certify.certify(file, asked.data, store=store, name=file.stem, exclude=None)
+        for file in (train, heldout)
+    ]
+    terms = build(store, "terms", inputs={}, config={}, make=lambda _: {})
+    made = stage.sample(lambda: base, *sets, base.resource, terms, asked, store)
+
+    def loaded() -> local.Teacher:
+        raise AssertionError("the signals came with the answers")
+
+    cached = signals.cache(loaded, made, asked, stage.identify(asked), store)
+    found = answers.read(made)
+    (shard,) = SignalCache(cached.path, answers.made_of(made, asked))
+    assert len(shard.ids_NK) == sum(len(one.answer) for one in found.train)
+    assert shard.ids_NK.shape[1] == 12
+    said = text_quality.heldout(made, found, base, asked)
+    assert len(said) == 1
+    assert said[0].likely is not None
+    assert said[0].given is not None
+    assert len(said[0].likely.ids_NK) == len(said[0].given) == len(said[0].example.answer)
+    assert said[0].bytes == len(base.text(said[0].example.answer).encode())
+    drawn = torch.tensor(said[0].example.answer)[torch.from_numpy(said[0].given)]
+    likely = said[0].likely.rows(torch.from_numpy(said[0].given))
+    # At top-p 0.9 every token that was drawn is among the likeliest twelve, or near it.
+    assert float((likely.ids_NK == drawn[:, None]).any(-1).float().mean()) > 0.8
 
 
 @pytest.mark.slow
