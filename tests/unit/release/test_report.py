@@ -523,10 +523,11 @@ def test_a_budget_is_shown_against_what_came_out() -> None:
 
 def test_what_a_student_is_cut_from_is_named() -> None:
     base = TeacherModel("Small-1B", "file:Small-1B", "b" * 64, "MIT", "maker/Small-1B")
-    facts = report_facts.facts(base_model=base)
+    facts = report_facts.facts(base_model=base, base_terms=report_facts.TERMS)
     page = render(facts)
-    assert "Cut from" in page
+    assert "The base that the student was cut from" in page
     assert "Small-1B" in page
+    assert "Student / teacher" in page  # which is here, and what it is measured against
     text = card.render(facts, licence="MIT")
-    assert "| cut from | Small-1B |" in text
+    assert "| base | Small-1B |" in text.replace("\\", "")
     assert "maker/Small-1B" in card.metadata(facts, "MIT", ())["base_model"]
