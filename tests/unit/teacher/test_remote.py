@@ -383,7 +383,7 @@ def test_the_worst_is_never_less_than_what_was_used(
 def test_shots_are_sent_as_turns_and_counted(tmp_path: Path) -> None:
     plain = write(tmp_path, "http://localhost:8000/v1")
     shown = write(
-        tmp_path, "http://localhost:8000/v1", "teacher.shots=[{prompt: One?, answer: Two.}]"
+        tmp_path, "http://localhost:8000/v1", 'teacher.shots=[{"prompt": "One?", "answer": "Two."}]'
     )
     turns = stage.body("Three?", 1, shown)["messages"]
     assert [(turn["role"], turn["content"]) for turn in turns] == [
