@@ -10,7 +10,7 @@ The base is the teacher, unless the recipe names another model with the teacher'
    teacher's hidden state where the next kept layer takes over (least squares in the spirit of
    ReplaceMe, arXiv 2505.02819, on the existing matrix instead of an added one).
 
-Shape suffixes: R sequences, T tokens, P valid positions, D width, I inputs of a projection.
+Shape suffixes: R sequences, T tokens, P valid positions, D width, I inner width of the MLP.
 """
 
 from __future__ import annotations
@@ -215,15 +215,11 @@ def repair(
     progress: Callable[[int], None],
     narrowed: Narrowed = WHOLE,
 ) -> list[float]:
-    """Narrow each MLP, and refit what writes to the states so that these meet the base's.
+    """Narrow each MLP, and refit its down projection so that the states meet the base's.
 
     For layer i the target is the base's state where kept layer i + 1 begins; what the
     student's own earlier layers got wrong is part of the problem that layer i solves. Layers
     before the first gap are left as they are, bit for bit: there is nothing to repair.
-
-    1. Where heads or channels were dropped, refit the attention's output to the base's state
-       between attention and MLP.
-    2. Narrow the MLP, and refit its output.
 
     Args:
         base: in the type to run it in; bf16 is exact enough for a target.
@@ -238,23 +234,14 @@ def repair(
     valid = torch.from_numpy(batch.segments_RT >= 0)
     every = torch.arange(base.config.hidden_size)
     channels = every if narrowed.channels is None else narrowed.channels
-    attention = narrowed.channels is not None or narrowed.groups is not None
     target, state = theirs.embedded, ours.embedded
     done, errors, whole = 0, [], narrowed.whole
     for index, layer in enumerate(student.model.layers):
         stop = kept[index + 1] if index + 1 < len(kept) else len(base.model.layers)
-        # 1.
-        if attention:
-            target = theirs.through(target, range(done, kept[index]))
-            done = kept[index]
-            middle = theirs.middle(base.model.layers[done], target)[valid][:, channels].float()
-            inner, _ = _inner(layer, "self_attn.o_proj", ours, state)
-            _refit(layer.self_attn.o_proj, inner[valid], middle - state[valid], middle)
         target = theirs.through(target, range(done, stop))
         whole = whole and (kept[index], stop) == (index, index + 1)
         done = stop
-        # 2.
-        inner, out = _inner(layer, "mlp.down_proj", ours, state)
+        inner, out = _inner(layer, ours, state)
         before = out - layer.mlp.down_proj(inner)  # all that the layer does without its MLP
         if narrowed.mlp_width is not None:
             inner = width.narrow_mlp(layer.mlp, inner, valid, narrowed.mlp_width)
@@ -270,10 +257,10 @@ def repair(
     return errors
 
 
-def _inner(layer: Any, name: str, stack: Stack, state_RTD: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters one of the layer's projections, and what leaves the layer."""
+def _inner(layer: Any, stack: Stack, state_RTD: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the layer's down projection, and what leaves the layer."""
     seen: list[Tensor] = []
-    handle = layer.get_submodule(name).register_forward_pre_hook(
+    handle = layer.mlp.down_proj.register_forward_pre_hook(
         lambda _module, arguments: seen.append(arguments[0])
     )
     out_RTD = stack.apply(layer, state_RTD)
@@ -281,15 +268,15 @@ def _inner(layer: Any, name: str, stack: Stack, state_RTD: Tensor) -> tuple[Tens
     return seen[0], out_RTD
 
 
-def _refit(writes: Any, inner_PI: Tensor, wanted_PD: Tensor, state_PD: Tensor) -> None:
-    """Ridge regression of what is missing on a projection's inputs, added to its weights.
+def _refit(down: Any, inner_PI: Tensor, wanted_PD: Tensor, state_PD: Tensor) -> None:
+    """Ridge regression of what is missing on the MLP's activations, added to `down`.
 
     A few positions have states a hundred times longer than the rest; relative error counts.
     """
     scale_P1 = 1.0 / state_PD.norm(dim=-1, keepdim=True)
-    missing_PD = (wanted_PD - writes(inner_PI)) * scale_P1
+    missing_PD = (wanted_PD - down(inner_PI)) * scale_P1
     inner_PI = inner_PI * scale_P1
     gram_II = inner_PI.T @ inner_PI
     gram_II.diagonal().add_(RIDGE * gram_II.diagonal().mean())
     change_ID = torch.linalg.solve(gram_II, inner_PI.T @ missing_PD)
-    writes.weight.add_(change_ID.T)
+    down.weight.add_(change_ID.T)

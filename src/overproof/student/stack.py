@@ -115,16 +115,6 @@ class Stack:
             hidden_RTD = self.apply(self.body.layers[layer], hidden_RTD)
         return hidden_RTD
 
-    def middle(self, layer: Any, hidden_RTD: Tensor) -> Tensor:
-        """The states between a layer's attention and its MLP."""
-        seen: list[Tensor] = []
-        handle = layer.self_attn.register_forward_hook(
-            lambda _module, _given, out: seen.append(out[0])
-        )
-        self.apply(layer, hidden_RTD)
-        handle.remove()
-        return hidden_RTD + seen[0]
-
     def apply(self, layer: Any, hidden_RTD: Tensor) -> Tensor:
         """The states after one layer, which need not be one of the model's."""
         out = layer(hidden_RTD, attention_mask=self._mask, position_embeddings=self._angles)

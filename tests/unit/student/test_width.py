@@ -118,27 +118,24 @@ def test_channels_that_carry_nothing_go_and_norms_keep_their_size() -> None:
 
 
 def test_what_is_measured_is_what_the_parts_carry() -> None:
-    """Against the sums taken one sequence at a time, by the base itself."""
-    base, batch = tiny.model(), calibration(12)
-    ids = torch.from_numpy(batch.tokens_RT)
-    carried = width.measure(base, batch, ids)
-    layer, lengths = base.model.layers[1], (batch.segments_RT >= 0).sum()
-    stack = shape.Stack(base, batch, ids)
-    valid = torch.from_numpy(batch.segments_RT >= 0)
-    with torch.inference_mode():
-        states = stack.through(stack.embedded, [0])
-        mixed, _ = shape._inner(layer, "self_attn.o_proj", stack, states)
-        added = mixed[..., 16:] @ layer.self_attn.o_proj.weight[:, 16:].T
-        want = added[valid].norm(dim=-1).sum() / lengths
-        assert float(carried.groups_LG[1, 1]) == pytest.approx(float(want), rel=1e-4)
-        total = torch.zeros(32)
-        for index, one in enumerate(base.model.layers):
-            before = stack.through(stack.embedded, range(index))
-            total += one.input_layernorm(before)[valid].abs().mean(0)
-            middle = stack.middle(one, before)
-            total += one.post_attention_layernorm(middle)[valid].abs().mean(0)
-        total += base.model.norm(stack.through(stack.embedded, KEPT))[valid].abs().mean(0)
+    """Against transformers' own pass over each text, one after another."""
+    base, texts = tiny.model(), [[5, 30, 17, 8], [41, 9], [77, 12, 13]]
+    batch = pack((), texts, 12)
+    carried = width.measure(base, batch, torch.from_numpy(batch.tokens_RT))
+    sizes, added = [], []
+    for norm in width._norms(base):
+        norm.register_forward_hook(lambda _m, _given, out: sizes.append(out[0].abs()))
+    last = base.model.layers[1].self_attn.o_proj
+    last.register_forward_pre_hook(
+        lambda module, given: added.append(given[0][0, :, 16:] @ module.weight[:, 16:].T)
+    )
+    for text in texts:
+        tiny.alone(base, text)
+    tokens = sum(map(len, texts))
+    total = torch.cat(sizes).sum(0) / tokens  # of all norms, one after another
     torch.testing.assert_close(carried.channels_D, total, rtol=1e-4, atol=1e-5)
+    length = float(torch.cat(added).norm(dim=-1).mean())
+    assert float(carried.groups_LG[1, 1]) == pytest.approx(length, rel=1e-4)
 
 
 ALL = {"hidden": 24, "kv_heads": 1, "mlp_width": 48}
