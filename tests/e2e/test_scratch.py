@@ -112,5 +112,5 @@ def test_a_build_that_no_engine_runs_is_refused_before_the_teacher_is_trained() 
     assert recipe.teacher.scratch
     sketch = scratch.sketch(recipe.teacher.scratch, recipe.teacher.model, name)
     with pytest.raises(StageError, match="cannot be exported to GGUF") as caught:
-        pipeline.demand(sketch, recipe)
+        pipeline.demand(sketch, sketch, recipe)
     assert "export.targets: []" in caught.value.render()

@@ -27,9 +27,9 @@ def sentences(
     widths = [
         f"{number:,} {of}"
         for number, whole, of in (
-            (student.hidden, initial["base"]["hidden"], "channels of its states"),
-            (student.kv_heads, initial["base"]["kv_heads"], "groups of heads a layer"),
-            (student.mlp_width, initial["base"]["mlp_width"], "units in each MLP"),
+            (student.hidden, initial["base"].get("hidden"), "channels of its states"),
+            (student.kv_heads, initial["base"].get("kv_heads"), "groups of heads a layer"),
+            (student.mlp_width, initial["base"].get("mlp_width"), "units in each MLP"),
         )
         if number not in (None, whole)
     ]
