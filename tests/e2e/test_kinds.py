@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from test_pipeline import distill, overproof, verify
 from overproof.student import steplog
 
 pytestmark = pytest.mark.slow
+DATA = Path(__file__).parents[2] / "datasets/support"
+RECORDS = {"train": 1000, "heldout": 200}
 EXACT = (
     "signals={kind: exact, prompts: false, while_sampling: true}",
     "train.divergence={kind: jsd, beta: 0.3}",
@@ -21,9 +24,18 @@ EXACT = (
 SAMPLED = ("signals={kind: sampled}", "train.divergence={kind: jsd}")
 
 
+def first_records(folder: Path) -> list[str]:
+    """Settings that take the beginning of the demo's data; `test_pipeline` certifies all of it."""
+    for part, count in RECORDS.items():
+        with (DATA / f"{part}.jsonl").open(encoding="utf-8") as rows:
+            (folder / f"{part}.jsonl").write_text("".join(islice(rows, count)), encoding="utf-8")
+    return [f"data.{part}={folder / part}.jsonl" for part in RECORDS]
+
+
 def test_exact_signals_another_divergence_and_own_text(tmp_path: Path) -> None:
     assert overproof("keys", "new", "tester", "--dir", tmp_path / "keys").returncode == 0
-    done = overproof(*distill(tmp_path / "out", tmp_path / "keys/tester.key", *EXACT))
+    settings = (*EXACT, *first_records(tmp_path))
+    done = overproof(*distill(tmp_path / "out", tmp_path / "keys/tester.key", *settings))
     assert done.returncode == 0, done.stderr
     release = tmp_path / "out/release"
     assert verify(tmp_path, release).returncode == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,27 +20,45 @@ from overproof.core.errors import StageError, UsageError
 PATIENCE = 60  # seconds until a child must have started
 
 
-def work(ready: multiprocessing.synchronize.Event) -> None:
-    ready.set()
-    time.sleep(PATIENCE)
+CTRL_C = """
+import os, time
+from overproof.core import workers
 
+def work(results):
+    results.put(os.getpid())
+    time.sleep(60)
 
-def test_a_worker_outlives_ctrl_c_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    worker = context.Process(target=work, args=(ready,), daemon=True)
-    workers.start([worker])
+if __name__ == "__main__":
     try:
-        assert ready.wait(PATIENCE)
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGINT)
+        for pid in workers.spread(work, [(), ()], 3, name="a worker", hint="none"):
+            print(pid, flush=True)
+    except KeyboardInterrupt:
+        print("heard")
+"""
+
+
+def test_ctrl_c_reaches_the_parent_alone_which_ends_its_workers_in_silence(tmp_path: Path) -> None:
+    """A terminal sends it to the whole group: to the server that forks workers as well."""
+    script = tmp_path / "script.py"
+    script.write_text(CTRL_C)
+    env = {**os.environ, "PYTHONPATH": str(Path(workers.__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, script],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout is not None
+        pids = [int(parent.stdout.readline()) for _ in range(2)]
+        os.kill(pids[0], signal.SIGINT)
         time.sleep(0.2)
-        assert worker.is_alive()
-    finally:
-        worker.terminate()
-        worker.join(PATIENCE)
-    assert worker.exitcode == -signal.SIGTERM
-    assert capfd.readouterr().err == ""
+        assert not gone(pids[0])
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.communicate(timeout=PATIENCE) == ("heard\n", "")
+    assert parent.returncode == 0
+    assert all(gone(pid) for pid in pids)
 
 
 def test_the_parent_goes_on_hearing_it() -> None:
@@ -48,17 +68,13 @@ def test_the_parent_goes_on_hearing_it() -> None:
         time.sleep(1)
 
 
-def test_ctrl_c_while_workers_start_ends_those_that_run(capfd: pytest.CaptureFixture[str]) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    first = context.Process(target=work, args=(ready,), daemon=True)
-    second = context.Process(target=work, args=(ready,), daemon=True)
+def test_ctrl_c_while_workers_start_ends_those_that_run() -> None:
+    first, second = (workers.CONTEXT.Process(target=time.sleep, args=(60,)) for _ in range(2))
     second.start = lambda: os.kill(os.getpid(), signal.SIGINT)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         workers.start([first, second])
     assert first.exitcode == -signal.SIGTERM
     assert second.pid is None
-    assert capfd.readouterr().err == ""
 
 
 def count(first: int, last: int, results: multiprocessing.Queue[int]) -> None:
