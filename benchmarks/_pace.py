@@ -47,8 +47,8 @@ class Pace(Meter):
         self.ends: list[float] = []
 
     def advance(self, units: int, note: str = "") -> None:
-        """See `Meter`; of one step at a time."""
-        self.ends.append(time.perf_counter())
+        """See `Meter`; a training that begins skips what was done before, which is no step."""
+        self.ends += [time.perf_counter()] * units
         super().advance(units, note)
 
     def run(self, tokens: list[int], model: Any = None) -> Run:

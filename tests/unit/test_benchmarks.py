@@ -40,4 +40,8 @@ def test_a_speed_leaves_the_first_steps_out(monkeypatch: pytest.MonkeyPatch) -> 
     run = pace.Run([100, 100, 60, 40], [9.0, 10.0, 11.0, 12.0])
     assert run.speed == 50
     assert run.whole_speed == 25
+    began = pace.Pace("a training", 2)
+    began.skip(0)
+    began.advance(1)
+    assert len(began.ends) == 1
     assert list(pace.turns(2, ["a", "b"])) == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
