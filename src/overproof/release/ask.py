@@ -139,7 +139,7 @@ def find_build(release: Path) -> Path:
     raise UsageError(
         f"{release} has no build that can answer",
         details=[f"looked for export/{name}/{BUILD_FILE}" for name in BUILDS],
-        hint="distil again with export.targets set to [gguf-q8_0]",
+        hint="distil again with export.targets set to [gguf-q8_0]; model/ loads with transformers",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_teacher as tiny
+import tiny_v4
 import torch
 import training
 from hypothesis import given, settings
@@ -134,6 +135,30 @@ def test_the_target_is_the_teachers_whole_distribution_after_what_the_student_sa
             torch.testing.assert_close(loss, wanted, rtol=0.03, atol=0.01)  # bf16 states
             seen += int(learned.sum())
     assert seen > 10
+
+
+def test_a_model_that_does_not_pack_speaks_and_is_judged_one_answer_a_row() -> None:
+    """DeepSeek V4 as its own judge: nothing lies between them but bf16 in the kept states."""
+    model = tiny_v4.model()
+    of = judge(model=model, slots=8)
+    shares = Shares(len(of.prompts), 2, 1, 2, 9, 7)
+    packed, data, _ = Rollouts(0, shares, tiny_v4.model(), of, config()).next(0)
+    assert data.alone
+    assert packed.segments_RT.max() == 1
+    assert answers_a_step(data, training.config(sequences=5), 2) == 3
+    for row in range(len(packed.tokens_RT)):
+        where = np.flatnonzero(packed.segments_RT[row] == 1)
+        source = packed.source_RT[row, where]
+        text = [*training.HEAD, *packed.tokens_RT[row, where].tolist()]
+        learned = data.weight_N[source] > 0
+        assert learned.any()
+        ours = tiny.alone(model, text)[len(training.HEAD) :][learned]
+        loss, _ = divergence_of(
+            ours[:, of.vocabulary.teacher_ids_V],
+            data.targets.at(source[learned]),
+            divergence(config().on_policy.divergence),
+        )
+        assert float(loss.max()) < 0.02
 
 
 def test_the_prompt_and_the_later_pieces_of_a_spelling_are_not_judged() -> None:
