@@ -123,7 +123,7 @@ def test_currencies_are_not_mixed(tmp_path: Path) -> None:
         Ledger(tmp_path / "ledger.jsonl", "USD")
 
 
-@settings(max_examples=40, deadline=None)  # it syncs to the disk
+@settings(max_examples=40, deadline=None)  # it flushes to the disk
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), max_size=20), st.integers(1, 400)
 )
