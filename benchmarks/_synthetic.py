@@ -98,6 +98,7 @@ def training_set(folder: Path, count: int) -> None:
         "tokens_N": tokens,
         "weight_N": np.ones(total, np.float32),
         "temperature": np.array([1.0]),
+        "one_a_row": np.array([False]),
         "ids_NK": np.roll(tokens, -1).astype(np.int32)[:, None],
         "probs_NK": np.ones((total, 1), np.float32),
         "drawn_NR": np.zeros((total, 0), np.int32),

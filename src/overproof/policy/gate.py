@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from overproof.core.contract import BASE, USE
+from overproof.core.contract import BASE, TEACHER, USE
 from overproof.core.errors import PolicyError, StageError, TrustError, UsageError
 from overproof.core.section import Section
 from overproof.policy import match
@@ -37,7 +37,7 @@ class Teacher:
 
     name: str
     sha256: str | None = None
-    kind: str = "teacher"
+    kind: str = TEACHER
 
     @property
     def stated(self) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import datetime as dt
 
 from overproof.core.artifact import Artifact
-from overproof.core.contract import USE
+from overproof.core.contract import TEACHER, USE
 from overproof.core.errors import PolicyError
 from overproof.policy.gate import Decision, Ruling, Teacher
 from overproof.policy.lookup import Finding
 from overproof.policy.rows import Channel, Row
 from overproof.policy.verdict import Verdict
 
-KIND, MADE_OF = "teacher", "dataset"
+MADE_OF = "dataset"
 ROW = Row(
     id="own-model-trained-from-scratch",
     vendor="the releaser",
@@ -50,10 +50,10 @@ def decide(name: str, teacher: Artifact, channel: Channel, on: dt.date) -> Decis
         for row in teacher.manifest["inputs"]
         if row["kind"] != MADE_OF
     ]
-    if teacher.kind != KIND or strange:
+    if teacher.kind != TEACHER or strange:
         raise PolicyError(
             f"{name} is no model of this run's own, made of certified records alone",
-            details=strange or [f"got a stage of kind {teacher.kind}, wanted {KIND}"],
+            details=strange or [f"got a stage of kind {teacher.kind}, wanted {TEACHER}"],
             hint="name its makers' model as teacher.model, without teacher.scratch",
         )
     return decision(name, teacher.sha256, channel, on)

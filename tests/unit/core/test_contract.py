@@ -12,7 +12,8 @@ import overproof
 from overproof.core import contract
 
 ROOT = Path(overproof.__file__).parent
-VALUES = {value for name, value in vars(contract).items() if name.isupper()}
+# The kinds of origins are words that fields and relations are called by too.
+VALUES = {value for name, value in vars(contract).items() if name.isupper()} - {*contract.ORIGINS}
 
 
 def constants(file: Path) -> Iterator[object]:

@@ -262,7 +262,7 @@ def test_what_the_general_way_cannot_do_is_refused_before_any_work(model) -> Non
         with pytest.raises(UsageError, match=said):
             general.demand_fit(model, config(**changes))
     with pytest.raises(UsageError, match="goes with a mixture of experts"):
-        demand(tiny.teacher(), config(experts=2))
+        demand(tiny.teacher(), tiny.teacher(), config(experts=2))
 
 
 SMALL = {

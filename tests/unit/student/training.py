@@ -81,6 +81,7 @@ def judge(size: int = tiny.TOKENS, count: int = 30) -> Judge:
         tiny.tokenizer(),
         vocabulary(size),
         HEAD,
+        HEAD,
         tuple((one.key, one.prompt) for one in tiny.examples(count)),
         (0,),
         12,
