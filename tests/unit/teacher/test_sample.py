@@ -333,9 +333,9 @@ def test_a_worker_has_no_more_slots_than_requests(
     """Also when most answers are there already: a resumed run keeps the shapes of the first."""
     seen: list[int] = []
 
-    def spread(_model, _prefix, left, drawing, _places):
+    def spread(_model, _prefix, units, drawing, _places):
         seen.append(drawing.slots)
-        yield from ((request.key, [7], b"") for request in left[:25])
+        yield from ((request.key, [7], b"") for unit in units[:25] for request in unit)
 
     monkeypatch.setattr(sample, "_spread", spread)
     monkeypatch.setattr(sample.device, "cores", lambda: 2)
