@@ -41,7 +41,7 @@ def states(folder: Path, count: int = 60) -> TrainSet:
     """The same with the teacher's hidden states as targets."""
     examples, model, kept = tiny.examples(count), tiny.model(), States()
     cached = folder.with_name("states")
-    cached.mkdir()
+    cached.mkdir(exist_ok=True)
     write_shard(shard_file(cached, 0), kept, shard_signals(model, HEAD, examples, ROOM, kept))
     describe(cached, kept, ORIGIN, model.lm_head.weight)
     signals = SignalCache(cached, ORIGIN)
