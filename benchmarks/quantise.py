@@ -37,13 +37,14 @@ from overproof.release import parity, quality, targets  # noqa: E402
 from overproof.release.export import TOKENIZER, reference  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.student.arms import signalled_set  # noqa: E402
-from overproof.student.quantise import RELEASED  # noqa: E402
+from overproof.student.quantise import KINDS, release  # noqa: E402
 from overproof.student.train import train  # noqa: E402
 from overproof.teacher.answers import made_of, read  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.forward import mixed  # noqa: E402
 
 BUILDS = ("gguf-f16", "gguf-q4_0")
+PLAIN = "as they are"
 METRICS = ("kl_nats_per_token", "top1_agreement")
 ADDED = "export.targets=[gguf-q8_0, gguf-q4_0, gguf-f16]"
 
@@ -71,7 +72,7 @@ def trained(run: Finished, folder: Path) -> dict[str, Path]:
     signalled_set(examples, answers, start.vocabulary, signals, run.recipe)
     quantize = f"train.quantize={{format: q4_0, start: {run.given.start}}}"
     for seed in range(run.given.seeds):
-        for arm, overrides in {"as they are": [], "for q4_0": [ADDED, quantize]}.items():
+        for arm, overrides in {PLAIN: [], "for q4_0": [ADDED, quantize]}.items():
             recipe = with_overrides(run.recipe, [f"train.steps={run.given.steps}", *overrides])
             found[f"{arm}, seed {seed}"] = at = folder / sha256_json(
                 [recipe.train.model_dump(mode="json"), seed]
@@ -88,7 +89,9 @@ def one(
     model = copy.deepcopy(start.model)
     with meter(f"training, seed {seed}", recipe.train.steps, "steps") as bar:
         train(model, examples, recipe.train, seed, folder.with_suffix(".scratch"), bar)
-    initial.save_model(model.to(RELEASED), folder, recipe.sample)
+    quantize = recipe.train.quantize
+    kind = KINDS[quantize.format] if quantize else None
+    initial.save_model(release(model, kind), folder, recipe.sample)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(first / file, folder / file)
     for build in BUILDS:
@@ -113,11 +116,12 @@ def measured(run: Finished, students: dict[str, Path]) -> dict[str, Any]:
     for name, folder in students.items():
         files = {build: folder / f"{build}.gguf" for build in BUILDS}
         receipts = parity.measure(files, folder / TOKENIZER, chosen, reference(folder, chosen))
-        f16 = found[f"{name}/gguf-f16"]["top1_agreement"]["value"]
+        plain = f"{PLAIN}, {name.rpartition(', ')[2]}/gguf-f16"
+        f16 = found[plain]["top1_agreement"]["value"]
         rows[name] = {}
         for build in BUILDS:
             row = {metric: found[f"{name}/{build}"][metric] for metric in METRICS}
-            row["of_the_f16_agreement"] = round(row["top1_agreement"]["value"] / f16, 4)
+            row["of_the_plain_f16_agreement"] = round(row["top1_agreement"]["value"] / f16, 4)
             row["bytes"] = files[build].stat().st_size
             rows[name][build] = row | {"receipt": vars(receipts[build])}
     return rows

@@ -16,8 +16,8 @@ from overproof.student import initial as first
 from overproof.student import steplog
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
+from overproof.student.quantise import KINDS, release
 from overproof.student.rollouts import Judge
-from overproof.student.saved import rounded
 from overproof.student.train import Trained, record_keys, train
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.answers import Answers, made_of, read
@@ -158,7 +158,8 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         work.measured["tokens_per_second"] = round(steps_per_second * done.tokens / config.steps, 1)
         asked = [key for key, _ in judge.prompts] if judge else []
         head = _write_log(work.folder / steplog.FILE, data, asked, arm, done)
-        first.save_model(rounded(start.model), work.folder, recipe.sample)
+        kind = KINDS[config.quantize.format] if config.quantize else None
+        first.save_model(release(start.model, kind), work.folder, recipe.sample)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if (arm.start.path / name).is_file():
                 shutil.copyfile(arm.start.path / name, work.folder / name)

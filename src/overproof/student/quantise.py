@@ -10,11 +10,14 @@ Shape suffixes: B blocks, K values of a block.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from overproof.core.blocks import BLOCK, Kind, kind_of
 from overproof.core.errors import StageError
+from overproof.student.saved import rounded
 
 KINDS: dict[str, Kind] = {"q4_0": "Q4_0", "q8_0": "Q8_0"}  # by the recipe's names
 RELEASED = torch.bfloat16  # the type of the weights in a release, which builds are made of
@@ -31,14 +34,7 @@ def stored(name: str, values: Tensor, wanted: Kind) -> Tensor:
         StageError: a value is no finite number.
     """
     exact = values.to(RELEASED).to(torch.float32)
-    largest = float(exact.abs().max())
-    if not largest < float("inf"):
-        raise StageError(
-            f"{name} cannot be quantised",
-            details=["a value is not finite"],
-            hint="lower train.learning_rate or raise train.warmup",
-        )
-    kind = kind_of(wanted, name, exact.shape, largest)
+    kind = _kind(name, exact, wanted)
     if kind == "F32":
         return exact
     if kind == "F16":
@@ -46,6 +42,39 @@ def stored(name: str, values: Tensor, wanted: Kind) -> Tensor:
     blocks_BK = exact.view(-1, BLOCK)
     rounded_BK = _four_bits(blocks_BK) if kind == "Q4_0" else _eight_bits(blocks_BK)
     return rounded_BK.view(exact.shape)
+
+
+def release(model: Any, wanted: Kind | None) -> Any:
+    """The model as it is released: in bf16, what the build has in 4 bits rounded to these.
+
+    So every number that is told of a student trained for a build is one of that build, and all
+    other builds are of the same student; weights that it was never measured with would do worse
+    (docs/adr/0020). Nothing is lost to the build: of the rounded values, in bf16, it is the same
+    bytes again, for their scale is an eighth of the largest of a block, a bf16 number.
+
+    Args:
+        model: with the weights that the gradients went to; changed in place.
+        wanted: type of the matrices of the build that it was trained for; None: of none.
+
+    Raises:
+        StageError: a value is no finite number.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if wanted == "Q4_0" and _kind(name, parameter.to(RELEASED), wanted) == "Q4_0":
+                parameter.copy_(stored(name, parameter, wanted))
+    return rounded(model)
+
+
+def _kind(name: str, values: Tensor, wanted: Kind) -> Kind:
+    largest = float(values.abs().max())
+    if not largest < float("inf"):
+        raise StageError(
+            f"{name} cannot be quantised",
+            details=["a value is not finite"],
+            hint="lower train.learning_rate or raise train.warmup",
+        )
+    return kind_of(wanted, name, values.shape, largest)
 
 
 def _four_bits(blocks_BK: Tensor) -> Tensor:

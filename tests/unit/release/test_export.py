@@ -24,7 +24,7 @@ from overproof.release.engine import DEFAULT_CONTEXT, Engine
 from overproof.release.export import RECEIPT, TOKENIZER, export
 from overproof.release.parity import Sample, choose, compare, read_tokenizer
 from overproof.release.targets import TARGETS, find, gguf
-from overproof.student.quantise import RELEASED, stored
+from overproof.student.quantise import release, stored
 from overproof.trust.predicates import ParityReceipt
 
 F16_ONLY = ExportConfig(targets=("gguf-f16",))
@@ -312,9 +312,9 @@ def test_comparison_by_hand() -> None:
 
 def test_four_bits_are_those_that_training_computes_with(copied: Path) -> None:
     """From fp32 weights: through the release and the file, or by `stored`, but for rows' order."""
-    masters = load_file(copied / "model.safetensors")
-    released = {name: values.to(RELEASED) for name, values in masters.items()}
-    save_file(released, copied / "model.safetensors", metadata={"format": "pt"})
+    model = tiny_model.load(copied)
+    masters = {name: values.detach().clone() for name, values in model.named_parameters()}
+    release(model, "Q4_0").save_pretrained(copied)
     gguf.Q4_0.write(copied, copied / "model.gguf")
     tensors = {one.name: one for one in GGUFReader(copied / "model.gguf").tensors}
     config = gguf.read_config(copied)

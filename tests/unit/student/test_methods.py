@@ -9,15 +9,18 @@ import pytest
 import tiny_teacher as tiny
 import torch
 import training
+from safetensors.torch import load_file
 from tiny_stage import HEAD, STUDENT_HEAD, recipe, samples
 
 from overproof.core.artifact import Artifact
+from overproof.core.blocks import kind_of
 from overproof.core.config import Recipe
 from overproof.core.errors import UsageError
 from overproof.student import arms, steplog
 from overproof.student.examples import build_train_set
 from overproof.student.initial import initial, load
 from overproof.student.losses import divergence_of
+from overproof.student.quantise import stored
 from overproof.student.rollouts import Judge, Rollouts, Shares
 from overproof.teacher.answers import made_of, read
 from overproof.teacher.cache import SignalCache
@@ -109,6 +112,25 @@ def test_cross_entropy_learns_from_the_text_alone(tmp_path: Path) -> None:
     assert same.facts["losses"] == control.facts["losses"]
     with pytest.raises(UsageError, match="what the control arm has"):
         recipe("train.divergence={kind: cross-entropy}")
+
+
+def test_a_student_for_four_bits_is_released_as_these(tmp_path: Path) -> None:
+    asked = recipe(
+        "signals={kind: exact}", "train.hidden={weight: 0.5}", "train.quantize={start: 0.5}",
+        "export.targets=[gguf-q8_0, gguf-q4_0]", *SHAPE, "train.steps=4",
+    )  # fmt: skip
+    student = learned(stages(tmp_path, asked), asked, tmp_path)
+    log = steplog.read(student.file(steplog.FILE), student.facts["step_log"])
+    assert log[0]["train"]["quantize"] == {"format": "q4_0", "start": 0.5}
+    assert log[0]["train"]["hidden"] == {"weight": 0.5}
+    weights = load_file(student.file("model.safetensors"))
+    assert not any("projection" in name for name in weights)
+    for name, values in weights.items():
+        wanted = stored(name, values, "Q4_0")
+        if kind_of("Q4_0", name, values.shape, 1.0) == "Q4_0":
+            assert torch.equal(wanted.bfloat16(), values), name
+        elif values.ndim > 1:
+            assert not torch.equal(wanted.bfloat16(), values), name
 
 
 def test_nobody_loads_the_teacher_for_a_student_that_it_does_not_judge(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from overproof.core.methods import Quantize
 from overproof.release.targets.gguf import _without_dust
 from overproof.student.arms import plain
 from overproof.student.examples import TrainSet
-from overproof.student.quantise import KINDS, stored
+from overproof.student.quantise import KINDS, release, stored
 from overproof.student.train import batches
 from overproof.student.worker import Shared, Worker
 
@@ -76,6 +76,13 @@ def test_four_bits_keep_the_furthest_value_and_err_by_a_level_at_most(values: np
     far = exact.gather(1, exact.abs().argmax(1, keepdim=True))
     got = found.gather(1, exact.abs().argmax(1, keepdim=True))
     assert bool(((got - far).abs() <= slack).all())
+
+
+@given(blocks)
+def test_four_bits_of_what_is_released_are_the_same_again(values: np.ndarray) -> None:
+    """Whatever bf16 leaves of a rounded value: the release is made of it, and the build of that."""
+    once = stored(MATRIX, torch.from_numpy(values), "Q4_0")
+    assert torch.equal(stored(MATRIX, once.bfloat16(), "Q4_0"), once)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
@@ -196,6 +203,20 @@ def test_learning_for_four_bits_leaves_less_to_lose(examples: Path) -> None:
         measure.gradients(measure.take(next(batches(measure.data, config, 9)), None), 0)
         found[name] = float(measure.shared.loss)
     assert found["for q4_0"] < found["as they are"]
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_a_build_of_the_release_is_what_training_computed_with(kind: str) -> None:
+    masters = training.student().state_dict()
+    released = release(training.student(), kind).state_dict()
+    rounded = 0
+    for name, values in released.items():
+        if name == "lm_head.weight":  # tied
+            continue
+        assert values.dtype == torch.bfloat16
+        assert torch.equal(stored(name, values, kind), stored(name, masters[name], kind))
+        rounded += not torch.equal(values, masters[name].bfloat16())
+    assert rounded == (14 if kind == "Q4_0" else 0)  # two layers of seven matrices
 
 
 def test_the_control_arm_is_quantised_too() -> None:
