@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from overproof.core.config import find_recipe, load_recipe
 from overproof.teacher.checkers import parse
 
 FOLDER = Path(__file__).resolve().parents[3] / "datasets" / "reasoning"
@@ -66,3 +67,13 @@ def test_the_data_card_counts_right() -> None:
         assert len(prompts) == sum(found.values())
         families = " | ".join(str(found[family]) for family in OPERATIONS)
         assert f"| {name} | {sum(found.values())} | {families} |" in card
+
+
+def test_the_recipe_learns_only_what_is_right() -> None:
+    recipe = load_recipe(find_recipe("reasoning"))
+    assert recipe.solving
+    assert recipe.data.heldout == "datasets/reasoning/heldout.jsonl"
+    asked = {row["prompt"] for name in ("train", "heldout") for row in rows(name)}
+    for shot in recipe.teacher.shots:
+        assert shot.prompt not in asked
+        assert shot.answer.startswith("<think>")
