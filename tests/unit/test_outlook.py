@@ -70,6 +70,21 @@ def test_the_student_is_smaller_and_its_parts_add_up(support: Json) -> None:
     assert support["expected_memory_bytes"] > 4 * support["teacher"]["parameters"]
 
 
+def test_a_teacher_of_ones_own_has_sizes_and_no_times(machine: Machine) -> None:
+    machine(2, WHOLE)
+    path = find_recipe("tiny-v4")
+    found = plan(load_recipe(path), path)
+    assert found["terms"]["verdict"] == "allow"
+    # As many as the recipe's configuration makes, with its 2,048 tokens.
+    assert found["teacher"]["parameters"] == pytest.approx(1.69e6, rel=0.01)
+    assert found["student"]["parameters"] < 0.6 * found["teacher"]["parameters"]
+    assert found["expected_seconds"] == {}
+    assert found["expected_total_seconds"] is None
+    assert "no model of this architecture was timed" in render(found)
+    with pytest.raises(UsageError, match=r"student\.experts is 9"):
+        plan(load_recipe(path, ["student.experts=9"]), path)
+
+
 def test_more_work_takes_longer(support: Json) -> None:
     recipe = load_recipe(find_recipe("support"))
     steps, prompts = recipe.train.steps, recipe.sample.prompts

@@ -137,6 +137,12 @@ def test_terms_that_forbid_it_come_first(tmp_path: Path, monkeypatch: pytest.Mon
         preflight.run("support", [f"teacher.model={denied}"])
 
 
+def test_a_teacher_that_the_run_will_make_cannot_be_tried() -> None:
+    with pytest.raises(UsageError, match="not there yet") as caught:
+        preflight.run("tiny-v4")
+    assert "--dry-run" in caught.value.render()
+
+
 @pytest.mark.slow
 def test_the_recipe_that_ships_is_fit() -> None:
     result = doctor.run(doctor.Config(recipe="support"))
