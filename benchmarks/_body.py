@@ -14,7 +14,7 @@ import torch
 
 from _pace import Learned, Pace, Run
 from overproof.core import device
-from overproof.core.config import Recipe
+from overproof.core.recipe import Recipe
 from overproof.core.workers import CONTEXT, sharing, spread
 from overproof.student.examples import TrainSet
 from overproof.student.train import Task, batches

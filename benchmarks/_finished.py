@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overproof.core.config import Recipe
 from overproof.core.console import meter
+from overproof.core.recipe import Recipe
 from overproof.release.evaluate import evaluate
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher import local

@@ -17,9 +17,10 @@ from _body import body_only
 from _finished import Finished
 from _pace import Learned, Pace, Run
 from overproof.core import artifact
-from overproof.core.config import Recipe, with_overrides
+from overproof.core.config import with_overrides
 from overproof.core.errors import UsageError
 from overproof.core.methods import Text
+from overproof.core.recipe import Recipe
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.initial import Initial, name_control_tokens
 from overproof.student.train import train

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from overproof.core.config import Recipe
 from overproof.core.console import Meter
+from overproof.core.recipe import Recipe
 from overproof.student.examples import TrainSet
 from overproof.student.train import batches
 

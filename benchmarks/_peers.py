@@ -16,8 +16,8 @@ from typing import Any
 from _child import TUNED, ChildError, run
 from _pace import WARM, Learned, Run
 from overproof.core import device
-from overproof.core.config import Recipe
 from overproof.core.console import note
+from overproof.core.recipe import Recipe
 from overproof.student.initial import Initial, load_model
 from overproof.teacher import local
 from overproof.teacher.answers import Answers

@@ -15,7 +15,7 @@ import torch
 
 from _pace import Learned, Pace, Run
 from overproof.core import device
-from overproof.core.config import Recipe
+from overproof.core.recipe import Recipe
 from overproof.student.examples import respell
 from overproof.student.initial import Initial
 from overproof.student.optimizer import optimizers, rate, set_rate

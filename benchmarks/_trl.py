@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-from overproof.core.config import TrainConfig
+from overproof.core.sections import TrainConfig
 from overproof.student.optimizer import optimizers, rate
 
 

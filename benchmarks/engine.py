@@ -43,8 +43,9 @@ from _peers import PACKAGES, TRAINERS, Peer, missing, prepare, tune  # noqa: E40
 from _plain import plain  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
-from overproof.core.config import Recipe, with_overrides  # noqa: E402
+from overproof.core.config import with_overrides  # noqa: E402
 from overproof.core.console import note  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.release.tally import DIFFERENCES, STUDENT  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.teacher import local  # noqa: E402

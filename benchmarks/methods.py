@@ -29,9 +29,10 @@ import torch  # noqa: E402
 from _finished import Finished, finished  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
-from overproof.core.config import Recipe, with_overrides  # noqa: E402
+from overproof.core.config import with_overrides  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
 from overproof.core.methods import OnPolicy, ReverseKl  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.release.tally import Estimate  # noqa: E402
 from overproof.student import initial  # noqa: E402

@@ -30,9 +30,10 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from _finished import Finished, finished  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
-from overproof.core.config import Recipe, with_overrides  # noqa: E402
+from overproof.core.config import with_overrides  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import sha256_json  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.release import parity, quality, targets  # noqa: E402
 from overproof.release.export import TOKENIZER, reference  # noqa: E402
 from overproof.student import initial  # noqa: E402

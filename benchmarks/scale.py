@@ -34,8 +34,8 @@ import _synthetic  # noqa: E402
 from _memory import MB, Stage, watch  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
-from overproof.core.config import DataConfig, TrainConfig  # noqa: E402
 from overproof.core.console import note  # noqa: E402
+from overproof.core.sections import DataConfig, TrainConfig  # noqa: E402
 from overproof.data.certify import certify  # noqa: E402
 from overproof.student.examples import TrainSet, build_train_set  # noqa: E402
 from overproof.student.train import batches  # noqa: E402

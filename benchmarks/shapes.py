@@ -26,8 +26,9 @@ device.prepare()
 from _finished import Finished, finished  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
-from overproof.core.config import Budget, Recipe, StudentConfig  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
+from overproof.core.sections import Budget, StudentConfig  # noqa: E402
 from overproof.student import initial  # noqa: E402
 from overproof.student.arms import signalled_set  # noqa: E402
 from overproof.student.budget import fitted  # noqa: E402

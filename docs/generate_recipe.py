@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from overproof.core.config import Recipe
+from overproof.core.recipe import Recipe
 
 PAGE = Path(__file__).parent / "distil.md"
 BEGIN = "<!-- fields: begin (generated) -->"

@@ -117,7 +117,7 @@ def distill(
       overproof distill support --budget parameters=40M --dry-run
     """
     if print_schema:
-        from overproof.core.config import Recipe
+        from overproof.core.recipe import Recipe
 
         print_text(pretty(Recipe.model_json_schema()))
         return 0

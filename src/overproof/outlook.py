@@ -24,9 +24,10 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from overproof.core.artifact import Json, Resource  # noqa: E402
-from overproof.core.config import Recipe, StudentConfig  # noqa: E402
 from overproof.core.endpoint import Budget  # noqa: E402
 from overproof.core.methods import Scratch, Text  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
+from overproof.core.sections import StudentConfig  # noqa: E402
 from overproof.data import read  # noqa: E402
 from overproof.policy import gate, obligations, own  # noqa: E402
 from overproof.release.quality import demand_speed_target  # noqa: E402

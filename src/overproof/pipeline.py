@@ -11,11 +11,11 @@ from overproof.core import config as recipes
 from overproof.core import device
 from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.artifact import describe as files_of
-from overproof.core.config import Recipe
 from overproof.core.console import note
 from overproof.core.contract import BASE, TEACHER
 from overproof.core.disk import disk_errors, exclusive, replace_folder
 from overproof.core.methods import Scratch, Text
+from overproof.core.recipe import Recipe
 from overproof.core.section import Section
 
 device.prepare()

@@ -28,9 +28,9 @@ import torch  # noqa: E402
 from overproof import remote_preflight  # noqa: E402
 from overproof.core import config as recipes  # noqa: E402
 from overproof.core.check import Check, State  # noqa: E402
-from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import note  # noqa: E402
 from overproof.core.errors import OverproofError, StageError, UsageError  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.data.read import lone_prompts  # noqa: E402
 from overproof.policy import obligations  # noqa: E402
 from overproof.student import initial  # noqa: E402

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from overproof.core.check import Check
-from overproof.core.config import Recipe
 from overproof.core.errors import StageError, UsageError
+from overproof.core.recipe import Recipe
 from overproof.teacher.local import Teacher
 from overproof.teacher.remote import stage
 from overproof.teacher.remote.asking import Identity

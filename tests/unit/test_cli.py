@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from overproof import __version__, cli, outcome
-from overproof.core.config import Recipe
 from overproof.core.errors import PolicyError, StageError, TrustError, UsageError
+from overproof.core.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "overproof"

@@ -19,7 +19,8 @@ import typer
 
 from overproof import cli
 from overproof.core import config as recipes
-from overproof.core.config import Recipe, load_recipe
+from overproof.core.config import load_recipe
+from overproof.core.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

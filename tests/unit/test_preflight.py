@@ -11,8 +11,9 @@ import pytest
 import tiny_teacher as tiny
 
 from overproof import doctor, preflight
-from overproof.core.config import Recipe, find_recipe, load_recipe
+from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import PolicyError, StageError, UsageError
+from overproof.core.recipe import Recipe
 from overproof.preflight import Seen, first_prompts, judge, look
 
 GOOD = Seen(

@@ -47,7 +47,7 @@ class Config(Section):
 
 
 class Demands(Protocol):
-    """The part of a configuration that `certify` reads; `core.config.DataConfig` has it too."""
+    """The part of a configuration that `certify` reads; `core.sections.DataConfig` has it too."""
 
     @property
     def licence(self) -> str | None:
@@ -148,7 +148,7 @@ def certify(
 
     Args:
         source: JSONL or Parquet.
-        config: what is demanded; `core.config.DataConfig` will do.
+        config: what is demanded; `core.sections.DataConfig` will do.
         store: folder of the run's artifacts.
         name: name of the artifact.
         exclude: a data set none of whose records may be in this one (exact or normalised match).

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from overproof.core.artifact import Artifact, Input, Resource
-from overproof.core.config import Recipe
 from overproof.core.contract import (
     BASE,
     CARD,
@@ -19,6 +18,7 @@ from overproof.core.contract import (
     licence_file,
 )
 from overproof.core.errors import PolicyError, StageError, UsageError
+from overproof.core.recipe import Recipe
 from overproof.policy import licences, own
 from overproof.policy.gate import Decision, Teacher, decide
 from overproof.policy.rows import Channel, Obligation

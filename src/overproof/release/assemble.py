@@ -11,8 +11,8 @@ from typing import Any
 
 from overproof import __version__
 from overproof.core.artifact import Artifact, Json, Resource
-from overproof.core.config import Recipe
 from overproof.core.host import Machine
+from overproof.core.recipe import Recipe
 from overproof.data import dataset
 from overproof.policy import licences, match
 from overproof.policy.gate import Decision

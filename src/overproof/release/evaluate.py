@@ -23,8 +23,8 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from overproof.core.config import EvaluateConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
+from overproof.core.sections import EvaluateConfig  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
 from overproof.release.tally import TEACHER, Tally, summary  # noqa: E402
 from overproof.student.examples import NO_TARGET, StudentExample, respell  # noqa: E402

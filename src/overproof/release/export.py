@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 
 from overproof.core import artifact  # noqa: E402
 from overproof.core.artifact import Artifact, Input, Json, Work  # noqa: E402
-from overproof.core.config import ExportConfig  # noqa: E402
 from overproof.core.console import note  # noqa: E402
 from overproof.core.digest import pretty, sha256_file, sha256_json  # noqa: E402
 from overproof.core.disk import write_atomic  # noqa: E402
 from overproof.core.errors import StageError  # noqa: E402
+from overproof.core.sections import ExportConfig  # noqa: E402
 from overproof.release.engine import version  # noqa: E402
 from overproof.release.parity import (  # noqa: E402
     Floats,

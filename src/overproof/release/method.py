@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from overproof.core import methods
 from overproof.core.artifact import Json
-from overproof.core.config import Recipe, TrainConfig
+from overproof.core.recipe import Recipe
+from overproof.core.sections import TrainConfig
 
 
 def sentences(

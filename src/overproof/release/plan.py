@@ -27,9 +27,9 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from overproof.core.artifact import Json  # noqa: E402
-from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.disk import disk_errors, write_atomic  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.core.section import Section  # noqa: E402
 from overproof.release.export import write_loaded  # noqa: E402
 from overproof.release.quality import SPEED_TARGET  # noqa: E402

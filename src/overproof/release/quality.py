@@ -14,10 +14,11 @@ device.prepare()
 import torch  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
-from overproof.core.config import ExportConfig, Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
+from overproof.core.sections import ExportConfig  # noqa: E402
 from overproof.release import solve  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.export import write_loaded  # noqa: E402

@@ -21,8 +21,8 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from overproof.core.artifact import Json  # noqa: E402
-from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.release.tally import DIFFERENCES, STUDENT, TEACHER, Estimate  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers  # noqa: E402

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from overproof.core.config import EvaluateConfig
+from overproof.core.sections import EvaluateConfig
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -28,8 +28,9 @@ from numpy.typing import NDArray  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from overproof.core.artifact import Artifact, Json  # noqa: E402
-from overproof.core.config import EvaluateConfig, Recipe  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
+from overproof.core.sections import EvaluateConfig  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
 from overproof.release.evaluate import GROUP, PRODUCTS, scores, targets  # noqa: E402
 from overproof.release.tally import (  # noqa: E402

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from overproof.core import device, host
 from overproof.core.artifact import Artifact, Input, Json, Work, build
-from overproof.core.config import Recipe, TrainConfig
 from overproof.core.console import meter
 from overproof.core.methods import CrossEntropy
+from overproof.core.recipe import Recipe
+from overproof.core.sections import TrainConfig
 from overproof.student import initial as first
 from overproof.student import steplog
 from overproof.student.examples import TrainSet, build_train_set

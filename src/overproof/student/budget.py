@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from overproof.core.config import Budget, StudentConfig
 from overproof.core.errors import UsageError
+from overproof.core.sections import Budget, StudentConfig
 from overproof.student.cost import Hardware, Predicted
 from overproof.student.dimensions import Dimensions
 

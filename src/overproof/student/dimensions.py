@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from overproof.core.config import StudentConfig
+from overproof.core.sections import StudentConfig
 
 
 @dataclass(frozen=True)

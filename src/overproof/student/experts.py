@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overproof.core.config import StudentConfig
 from overproof.core.errors import UsageError
+from overproof.core.sections import StudentConfig
 
 COUNTS = ("n_routed_experts", "num_local_experts", "num_experts")  # what configurations call it
 TABLE = "tid2eid"  # of DeepSeek V4: token id to experts

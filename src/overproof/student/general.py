@@ -28,9 +28,9 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from overproof.core.artifact import Json  # noqa: E402
-from overproof.core.config import StudentConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.errors import StageError, UsageError  # noqa: E402
+from overproof.core.sections import StudentConfig  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
 from overproof.student import experts, importance, shape  # noqa: E402
 from overproof.student.importance import Calibration, Removal  # noqa: E402

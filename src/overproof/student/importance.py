@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from overproof.core import device
-from overproof.core.config import StudentConfig
 from overproof.core.console import Meter
 from overproof.core.errors import UsageError
+from overproof.core.sections import StudentConfig
 from overproof.core.workers import CONTEXT, sharing, spread
 from overproof.data.pack import Packed
 from overproof.student.losses import Sparse, divergence_of

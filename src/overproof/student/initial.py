@@ -20,11 +20,12 @@ from torch import Tensor  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build  # noqa: E402
-from overproof.core.config import Recipe, SampleConfig, StudentConfig  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.contract import BASE  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
+from overproof.core.sections import SampleConfig, StudentConfig  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
 from overproof.student import experts, general, importance, shape  # noqa: E402
 from overproof.student.dimensions import Dimensions  # noqa: E402

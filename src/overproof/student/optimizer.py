@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from overproof.core.config import TrainConfig
 from overproof.core.errors import StageError
+from overproof.core.sections import TrainConfig
 
 BETAS = (0.9, 0.95)  # the usual choice for language models (arXiv 2005.14165, appendix B)
 

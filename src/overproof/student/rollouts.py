@@ -29,9 +29,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from overproof.core.config import Recipe, TrainConfig
 from overproof.core.digest import sha256_json
 from overproof.core.methods import OnPolicy
+from overproof.core.recipe import Recipe
+from overproof.core.sections import TrainConfig
 from overproof.data.pack import Packed, pack
 from overproof.student.examples import TrainSet, lay, respell
 from overproof.student.recut import Recut

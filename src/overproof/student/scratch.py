@@ -29,11 +29,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from overproof.core import host  # noqa: E402
 from overproof.core.artifact import Artifact, Json, Resource, Work, build  # noqa: E402
-from overproof.core.config import TrainConfig, find_data  # noqa: E402
+from overproof.core.config import find_data  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.digest import sha256_file  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.methods import Scratch  # noqa: E402
+from overproof.core.sections import TrainConfig  # noqa: E402
 from overproof.data import dataset  # noqa: E402
 from overproof.student.arms import LOSS_DIGITS  # noqa: E402
 from overproof.student.examples import build_train_set  # noqa: E402

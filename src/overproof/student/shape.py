@@ -28,8 +28,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from overproof.core.config import StudentConfig  # noqa: E402
 from overproof.core.errors import StageError, UsageError  # noqa: E402
+from overproof.core.sections import StudentConfig  # noqa: E402
 from overproof.data.pack import Packed, pack  # noqa: E402
 from overproof.student import width  # noqa: E402
 from overproof.student.stack import USE, Stack, demand_decoder  # noqa: E402

@@ -28,11 +28,11 @@ device.prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from overproof.core.config import TrainConfig  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.digest import sha256_bytes  # noqa: E402
 from overproof.core.disk import write_atomic  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
+from overproof.core.sections import TrainConfig  # noqa: E402
 from overproof.core.workers import CONTEXT, sharing, spread  # noqa: E402
 from overproof.data.pack import Packed  # noqa: E402
 from overproof.student import hidden  # noqa: E402

@@ -29,8 +29,8 @@ device.prepare()
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from overproof.core.config import StudentConfig  # noqa: E402
 from overproof.core.errors import StageError  # noqa: E402
+from overproof.core.sections import StudentConfig  # noqa: E402
 from overproof.data.pack import Packed  # noqa: E402
 from overproof.student.stack import USE, Stack  # noqa: E402
 

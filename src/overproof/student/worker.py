@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overproof.core.config import TrainConfig
 from overproof.core.errors import StageError
+from overproof.core.sections import TrainConfig
 from overproof.data.pack import Packed
 from overproof.student import hidden
 from overproof.student.body import make_body

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from overproof.core.artifact import Artifact, Input, Json, Work, build
-from overproof.core.config import Recipe
 from overproof.core.console import meter
 from overproof.core.digest import pretty, sha256_bytes, sha256_file, sha256_json
 from overproof.core.methods import Text
+from overproof.core.recipe import Recipe
 from overproof.teacher.cache import (
     SHARD_EXAMPLES,
     Binding,

@@ -22,9 +22,9 @@ from safetensors import SafetensorError  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from overproof.core.artifact import Json, Resource  # noqa: E402
-from overproof.core.config import Shot  # noqa: E402
 from overproof.core.digest import sha256_file, sha256_json  # noqa: E402
 from overproof.core.errors import StageError, TrustError, UsageError  # noqa: E402
+from overproof.core.sections import Shot  # noqa: E402
 from overproof.policy import match  # noqa: E402
 from overproof.policy.obligations import LICENCE_FILES  # noqa: E402
 from overproof.teacher.forward import fast_dtype, halved  # noqa: E402

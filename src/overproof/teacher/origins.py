@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overproof.core.artifact import Input, Resource
-from overproof.core.config import Recipe
 from overproof.core.contract import BASE, TEACHER
 from overproof.core.errors import UsageError
+from overproof.core.recipe import Recipe
 from overproof.teacher import local
 from overproof.teacher.remote import stage as remote
 

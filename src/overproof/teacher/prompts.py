@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from overproof.core.artifact import Artifact
-from overproof.core.config import Recipe
 from overproof.core.errors import UsageError
+from overproof.core.recipe import Recipe
 from overproof.data import dataset
 from overproof.data.records import lone_prompt
 from overproof.teacher.checkers import Checker, parse, thinks

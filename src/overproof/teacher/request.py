@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from overproof.core.config import SampleConfig
 from overproof.core.digest import sha256_bytes
+from overproof.core.sections import SampleConfig
 from overproof.teacher.example import Example
 from overproof.teacher.kept import Kept, Signals
 

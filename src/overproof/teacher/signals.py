@@ -21,12 +21,12 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
-from overproof.core.config import Recipe  # noqa: E402
 from overproof.core.console import Meter, meter  # noqa: E402
 from overproof.core.digest import sha256_json  # noqa: E402
 from overproof.core.disk import link_or_copy  # noqa: E402
 from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.methods import Text  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.core.workers import spread  # noqa: E402
 from overproof.teacher.answers import Answers, made_of, read  # noqa: E402
 from overproof.teacher.cache import (  # noqa: E402

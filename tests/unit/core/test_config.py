@@ -10,8 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from overproof.core import config
-from overproof.core.config import Recipe, find_data, find_recipe, load_recipe
+from overproof.core.config import find_data, find_recipe, load_recipe
 from overproof.core.errors import UsageError
+from overproof.core.recipe import Recipe
 
 SMALL: dict[str, Any] = {
     "name": "small",

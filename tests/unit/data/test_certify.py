@@ -13,9 +13,9 @@ import pytest
 
 from overproof.core import artifact
 from overproof.core.artifact import load
-from overproof.core.config import DataConfig
 from overproof.core.disk import exclusive
 from overproof.core.errors import PolicyError, StageError, TrustError, UsageError
+from overproof.core.sections import DataConfig
 from overproof.data import dataset
 from overproof.data.certify import Certified, Config, certify, render, run
 from overproof.data.keys import open_keys

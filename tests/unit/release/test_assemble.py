@@ -10,7 +10,8 @@ import pytest
 
 from overproof.core import artifact, host
 from overproof.core.artifact import Artifact, Resource, Work
-from overproof.core.config import Recipe, find_recipe, load_recipe
+from overproof.core.config import find_recipe, load_recipe
+from overproof.core.recipe import Recipe
 from overproof.policy.gate import Decision, Teacher, decide
 from overproof.policy.obligations import Plan, carry_out
 from overproof.release import assemble, quality

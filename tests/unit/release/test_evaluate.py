@@ -8,8 +8,8 @@ import tiny_teacher as tiny
 import torch
 import training
 
-from overproof.core.config import EvaluateConfig
 from overproof.core.device import Processor
+from overproof.core.sections import EvaluateConfig
 from overproof.release.evaluate import evaluate
 from overproof.release.tally import DIFFERENCES, Estimate, Tally, summary
 from overproof.student import shape

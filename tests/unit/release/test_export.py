@@ -16,8 +16,8 @@ from transformers import LlamaConfig
 
 from overproof.core import artifact
 from overproof.core.artifact import Artifact
-from overproof.core.config import ExportConfig
 from overproof.core.errors import StageError, UsageError
+from overproof.core.sections import ExportConfig
 from overproof.release import export as module
 from overproof.release import parity
 from overproof.release.engine import DEFAULT_CONTEXT, Engine

@@ -10,7 +10,7 @@ import report_facts
 import tiny_teacher as tiny
 import torch
 
-from overproof.core.config import EvaluateConfig
+from overproof.core.sections import EvaluateConfig
 from overproof.release import card
 from overproof.release.conclusion import conclude
 from overproof.release.facts import (

@@ -7,7 +7,8 @@ import pytest
 import tiny_teacher as tiny
 import training
 
-from overproof.core.config import Recipe, find_recipe, load_recipe
+from overproof.core.config import find_recipe, load_recipe
+from overproof.core.recipe import Recipe
 from overproof.release import solve
 from overproof.teacher.answers import Answers
 

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from test_cost import BASE, hardware
 
 from overproof import outlook
-from overproof.core.config import Budget, StudentConfig, find_recipe, load_recipe
+from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import UsageError
 from overproof.core.limits import overrides_of
+from overproof.core.sections import Budget, StudentConfig
 from overproof.student.budget import excess, fitted
 from overproof.student.dimensions import Dimensions
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tiny_teacher as tiny
 
-from overproof.core.config import StudentConfig
 from overproof.core.errors import UsageError
+from overproof.core.sections import StudentConfig
 from overproof.student import cost
 from overproof.student.cost import Hardware, Measured
 from overproof.student.dimensions import Dimensions

@@ -10,8 +10,8 @@ import torch
 import training
 import transformers
 
-from overproof.core.config import StudentConfig
 from overproof.core.errors import StageError, UsageError
+from overproof.core.sections import StudentConfig
 from overproof.student import experts, general
 from overproof.student.initial import _calibration, demand, load_model, save_model
 from overproof.student.saved import rounded

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from overproof.core.config import TrainConfig, load_recipe
+from overproof.core.config import load_recipe
 from overproof.core.errors import UsageError
 from overproof.core.methods import Hidden, Quantize
+from overproof.core.sections import TrainConfig
 from overproof.student import hidden
 from overproof.student.arms import plain
 from overproof.student.examples import TrainSet

@@ -14,8 +14,8 @@ from tiny_stage import HEAD, STUDENT_HEAD, recipe, samples
 
 from overproof.core.artifact import Artifact
 from overproof.core.blocks import kind_of
-from overproof.core.config import Recipe
 from overproof.core.errors import UsageError
+from overproof.core.recipe import Recipe
 from overproof.student import arms, steplog
 from overproof.student.examples import build_train_set
 from overproof.student.initial import initial, load

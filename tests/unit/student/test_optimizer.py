@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import tiny_teacher as tiny
 
-from overproof.core.config import TrainConfig
 from overproof.core.errors import StageError
+from overproof.core.sections import TrainConfig
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from overproof.core.blocks import BLOCK, EMBEDDINGS, LEVELS, MAX_F16, kind_of
-from overproof.core.config import TrainConfig, load_recipe
+from overproof.core.config import load_recipe
 from overproof.core.errors import StageError, UsageError
 from overproof.core.methods import Quantize
+from overproof.core.sections import TrainConfig
 from overproof.release.targets.gguf import _without_dust
 from overproof.student.arms import plain
 from overproof.student.examples import TrainSet

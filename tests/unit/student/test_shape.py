@@ -9,8 +9,8 @@ import torch
 import training
 import transformers
 
-from overproof.core.config import StudentConfig
 from overproof.core.errors import StageError, UsageError
+from overproof.core.sections import StudentConfig
 from overproof.data.pack import pack
 from overproof.student import shape
 from overproof.student.examples import respell

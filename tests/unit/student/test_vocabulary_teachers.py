@@ -14,8 +14,8 @@ import training
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from overproof.core.config import StudentConfig
 from overproof.core.errors import StageError
+from overproof.core.sections import StudentConfig
 from overproof.student import initial
 from overproof.student.vocabulary import Vocabulary, trim
 from overproof.teacher.kept import TopK

@@ -12,8 +12,8 @@ import torch
 import training
 from test_shape import architecture
 
-from overproof.core.config import StudentConfig
 from overproof.core.errors import StageError, UsageError
+from overproof.core.sections import StudentConfig
 from overproof.data.pack import Packed, pack
 from overproof.student import shape, width
 from overproof.student.body import fits

@@ -9,8 +9,8 @@ from pathlib import Path
 import tiny_teacher as tiny
 import torch
 
-from overproof.core.config import TrainConfig
 from overproof.core.methods import Hidden, OnPolicy, Quantize
+from overproof.core.sections import TrainConfig
 from overproof.data.pack import Packed
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.rollouts import Judge

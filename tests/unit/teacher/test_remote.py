@@ -14,8 +14,9 @@ import tiny_teacher as tiny
 from remote_server import MODEL, Fault, Proxy, recipe_text, serving
 
 from overproof.core.artifact import Artifact, Resource, build
-from overproof.core.config import Recipe, load_recipe
+from overproof.core.config import load_recipe
 from overproof.core.errors import StageError, UsageError
+from overproof.core.recipe import Recipe
 from overproof.data import certify
 from overproof.teacher import answers, local
 from overproof.teacher.remote import stage

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from remote_server import recipe_text
 
-from overproof.core.config import Recipe, load_recipe
+from overproof.core.config import load_recipe
 from overproof.core.endpoint import Budget, Price
 from overproof.core.errors import StageError, UsageError
+from overproof.core.recipe import Recipe
 from overproof.teacher.remote.client import read
 from overproof.teacher.remote.ledger import Ledger
 from overproof.teacher.remote.purse import BudgetError, Purse

@@ -14,8 +14,9 @@ from remote_server import BUILTIN, MODEL, Proxy, recipe_text, serving
 
 from overproof import remote_preflight
 from overproof.core.artifact import build
-from overproof.core.config import Recipe, load_recipe
+from overproof.core.config import load_recipe
 from overproof.core.errors import StageError
+from overproof.core.recipe import Recipe
 from overproof.data import certify
 from overproof.release import text_quality
 from overproof.teacher import answers, local, signals

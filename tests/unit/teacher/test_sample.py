@@ -14,8 +14,8 @@ import pytest
 import tiny_teacher as tiny
 import torch
 
-from overproof.core.config import SampleConfig
 from overproof.core.errors import StageError
+from overproof.core.sections import SampleConfig
 from overproof.teacher import sample
 from overproof.teacher.example import Example
 from overproof.teacher.journal import Journal

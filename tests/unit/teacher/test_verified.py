@@ -7,8 +7,10 @@ import pytest
 import tiny_teacher as tiny
 
 from overproof.core.artifact import Artifact, build
-from overproof.core.config import DataConfig, Recipe, find_recipe, load_recipe
+from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import StageError, UsageError
+from overproof.core.recipe import Recipe
+from overproof.core.sections import DataConfig
 from overproof.data.certify import certify
 from overproof.teacher import answers
 from overproof.teacher.cache import SignalCache

@@ -8,7 +8,8 @@ from pathlib import Path
 import tiny_teacher as tiny
 
 from overproof.core.artifact import Artifact, Json, Work, build
-from overproof.core.config import Recipe, find_recipe, load_recipe
+from overproof.core.config import find_recipe, load_recipe
+from overproof.core.recipe import Recipe
 from overproof.teacher.answers import made_of
 from overproof.teacher.cache import describe, shard_file, write_shard
 from overproof.teacher.kept import Signals, TopK

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
-from overproof.core.config import Recipe
 from overproof.core.console import meter, note
 from overproof.core.contract import REMOTE
 from overproof.core.digest import sha256_json
 from overproof.core.endpoint import Endpoint
 from overproof.core.errors import StageError, UsageError
 from overproof.core.methods import TopK as TopKConfig
+from overproof.core.recipe import Recipe
 from overproof.teacher import answers
 from overproof.teacher.journal import Entry
 from overproof.teacher.kept import kept_of
