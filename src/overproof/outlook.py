@@ -127,6 +127,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "sha256": here.sha256,
             "parameters": big,
         },
+        **({"others": [_named(other) for other in origins.others]} if origins.others else {}),
         **({"remote": _remote(recipe, path)} if origins.remote else {}),
         "terms": {
             "verdict": str(decision.verdict),
@@ -155,6 +156,15 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "bf16": device.processor().bf16,
             "products_per_second": matmul.rate(),
         },
+    }
+
+
+def _named(other: Origin) -> Json:
+    parameters = _parameters(local.config_of(other.name))
+    return {
+        "name": other.resource.name,
+        "sha256": other.resource.sha256,
+        "parameters": parameters,
     }
 
 
@@ -339,6 +349,10 @@ def render(found: Json) -> str:
         *(f"{split:<12}{file}" for split, file in found["data"].items()),
         *(_asking(found["remote"]) if "remote" in found else ()),
         f"{weights:<12}{teacher['name']}, {teacher['parameters'] / 1e6:.0f}M parameters",
+        *(
+            f"beside it   {other['name']}, {other['parameters'] / 1e6:.0f}M parameters"
+            for other in found.get("others", ())
+        ),
         f"terms       {found['terms']['verdict']}"
         + "".join(f"\n            must: {one}" for one in found["terms"]["obligations"])
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),

@@ -12,7 +12,6 @@ from overproof.core import device
 from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.console import note
-from overproof.core.contract import BASE, TEACHER
 from overproof.core.disk import disk_errors, exclusive, replace_folder
 from overproof.core.methods import Scratch, Text
 from overproof.core.recipe import Recipe
@@ -29,7 +28,7 @@ from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
 from overproof.student import arms, initial, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
-from overproof.teacher.origins import Origin, Origins, find  # noqa: E402
+from overproof.teacher.origins import Loader, Origin, Origins, find  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
@@ -104,22 +103,22 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
         own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store)
         origins = Origins(Origin(recipe.teacher.model, own.path, own))
-    teacher, here, base = origins.teacher.input, origins.here.input, _base(origins)
-    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, origins, base))
+    here, speakers, base = origins.here.input, origins.speakers, _base(origins)
+    load = Loader(functools.partial(_load, recipe, origins, base))
     decision, plan, terms = ask_terms(recipe, origins, store)
 
     draw = remote.sample if origins.remote else answers.sample
-    samples = draw(load, train, heldout, here, terms, recipe, store)
+    samples = draw(load, train, heldout, speakers, terms, recipe, store)
     text = isinstance(recipe.signals, Text)  # of which nothing is kept
-    cached = None if text else signals.cache(load, samples, recipe, teacher, store)
+    cached = None if text else signals.cache(load, samples, recipe, origins.answering, store)
     start = initial.initial(load, samples, cached, recipe, here, store, base)
-    load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
+    load.clear()  # training has its signals, unless it is on-policy: memory for the workers
     student = arms.student(load, start, samples, cached, recipe, here, store)
-    load.cache_clear()
+    load.clear()
     control = arms.control(start, samples, recipe, store) if recipe.train.control else None
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
-    evaluation = quality.evaluation(load, samples, measured, recipe, here, store)
+    evaluation = quality.evaluation(load, samples, measured, recipe, speakers, store)
     texts = quality.heldout_texts(samples, start)
     builds = speed = None
     if recipe.export.targets:
@@ -146,8 +145,10 @@ def _corpus(
     return _certify(recipe, config.data, path, store, "corpus", heldout)
 
 
-def _load(recipe: Recipe, origins: Origins, base: initial.Base | None) -> local.Teacher:
-    """The teacher, or the base in whose tokens it answers; what cannot end well is refused."""
+def _load(recipe: Recipe, origins: Origins, base: initial.Base | None, which: int) -> local.Teacher:
+    """A teacher, or the base in whose tokens it answers; what cannot end well is refused."""
+    if which:
+        return origins.teachers[which].load()
     loaded = origins.here.load()
     demand(loaded, base.load() if base else loaded, recipe)
     return loaded
@@ -209,7 +210,7 @@ def ask_terms(
     terms = build(
         store,
         "terms",
-        inputs=dict(zip((TEACHER, BASE), (one.input for one in origins.each), strict=False)),
+        inputs=origins.roles,
         config={"verdicts": verdicts},
         make=make,
         layer="policy",

@@ -130,7 +130,8 @@ def collect(
         overproof=__version__,
         teacher_model=_model(teacher, decision, _remote(parts, recipe) if origins.remote else None),
         base_model=_model(base, decision) if base else None,
-        base_terms=_terms(decision, plan, 1) if base else None,
+        base_terms=_terms(decision, plan, len(origins.teachers)) if base else None,
+        teachers=_shares(parts, recipe, decision, plan, origins),
         teacher=_arm(result.get("teacher", {})),
         student=_arm(result["student"]),
         untrained=_arm(result["untrained"]),
@@ -165,7 +166,7 @@ def collect(
             for part in parts.chain
         ),
         machine=machine,
-        recipe=recipe_without_folders(recipe, teacher.resource, base.resource if base else None),
+        recipe=recipe_without_folders(recipe, origins),
         elsewhere=elsewhere(
             machine,
             {
@@ -269,11 +270,41 @@ def _terms(decision: Decision, plan: Plan, which: int = 0) -> Json:
     return found
 
 
-def recipe_without_folders(recipe: Recipe, teacher: Resource, base: Resource | None = None) -> Json:
+def _shares(
+    parts: Parts, recipe: Recipe, decision: Decision, plan: Plan, origins: Origins
+) -> tuple[f.Share, ...]:
+    """What each of several teachers gave; of one alone, nothing that is not said elsewhere."""
+    if not origins.others:
+        return ()
+    counts = parts.samples.facts["by_teacher"]
+    answering = sorted(counts["heldout"], key=int)
+    found = result_of(parts.evaluation)
+    # Where one teacher has all the held-out prompts, the whole is what is known of it.
+    measured = dict(zip(answering, found.get("teachers", [found]), strict=True))
+    return tuple(
+        f.Share(
+            _model(teacher, decision),
+            _terms(decision, plan, which),
+            records,
+            counts["train"].get(str(which), 0),
+            counts["heldout"].get(str(which), 0),
+            _arm(measured[str(which)]["student"]) if str(which) in measured else None,
+        )
+        for which, (teacher, records) in enumerate(
+            zip(origins.teachers, method.routed(recipe), strict=True)
+        )
+    )
+
+
+def recipe_without_folders(recipe: Recipe, origins: Origins) -> Json:
     """The recipe as run; of a path on the maker's machine its last part."""
     found: Json = recipe.model_dump(mode="json")
-    if teacher.is_here:
-        found["teacher"]["model"] = teacher.name
+    teacher, base = origins.teacher.resource, origins.base and origins.base.resource
+    for section, origin in zip(
+        (found["teacher"], *found["teacher"]["others"]), origins.teachers, strict=True
+    ):
+        if origin.resource.is_here:
+            section["model"] = origin.resource.name
     if recipe.student.budget and recipe.student.budget.hardware:
         found["student"]["budget"]["hardware"] = Path(recipe.student.budget.hardware).name
     if found["student"]["base"] and (base or teacher).is_here:

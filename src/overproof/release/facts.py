@@ -380,6 +380,24 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one of several teachers gave.
+
+    Attributes:
+        terms: its terms-verdict predicate. asked: of which records, in words.
+        answers: to train on. prompts: held-out ones that it answered.
+        student: measured against it on these; None: it answered none.
+    """
+
+    model: TeacherModel
+    terms: Json
+    asked: str
+    answers: int
+    prompts: int
+    student: Arm | None
+
+
+@dataclass(frozen=True)
 class ReportFacts:
     """Everything that the report shows. Nothing here is computed from something else here.
 
@@ -402,6 +420,7 @@ class ReportFacts:
         base_model: what the student was cut from; None: the teacher. base_terms: its terms-verdict
             predicate.
         costs: predicted against actual, where the recipe has a budget.
+        teachers: where there are several, what each gave, the first among them.
     """
 
     name: str
@@ -435,6 +454,7 @@ class ReportFacts:
     base_model: TeacherModel | None = None
     base_terms: Json | None = None
     costs: Costs | None = None
+    teachers: tuple[Share, ...] = ()
 
     @property
     def larger(self) -> str:

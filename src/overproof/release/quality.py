@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from overproof.core import device, host
 
 device.prepare()
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
@@ -34,6 +36,7 @@ from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import fast_dtype, halved, mixed  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
+from overproof.teacher.routing import Load, by_teacher, role  # noqa: E402
 from overproof.teacher.sample import sampler  # noqa: E402
 
 RESULT = "evaluation.json"
@@ -42,19 +45,19 @@ SPEED_TARGET = "gguf-q8_0"  # teacher and student are timed in the same engine a
 
 
 def evaluation(
-    load: Callable[[], Teacher],
+    load: Load,
     samples: Artifact,
     arms: Mapping[str, Artifact],
     recipe: Recipe,
-    resource: Input,
+    speakers: Mapping[str, Input],
     store: Path,
 ) -> Artifact:
     """The stage `evaluation`: every arm against the teacher, and answers side by side.
 
     Args:
         arms: `untrained` (the initial student), `student`, and `control` if it was trained.
-        resource: the model that `load` loads: the teacher, or the base in whose tokens a remote
-            teacher's answers are.
+        speakers: what stands for the models that `load` loads, by role: the teachers, or the base
+            in whose tokens a remote teacher's answers are.
     """
     remote = recipe.teacher.endpoint is not None
 
@@ -62,16 +65,16 @@ def evaluation(
         teacher, answers = load(), read(samples)
         vocabulary = Vocabulary.load(arms["untrained"].path)
         shown = answers.heldout[: recipe.evaluate.answers]
-        speakers = {name: first.load_model(arms[name].path) for name in SPEAKERS if name in arms}
-        said = _side_by_side(teacher, answers, shown, vocabulary, speakers, recipe)
-        del speakers
+        loud = {name: first.load_model(arms[name].path) for name in SPEAKERS if name in arms}
+        said = _side_by_side(teacher, answers, shown, vocabulary, loud, recipe)
+        del loud
         ready = (lambda model: model) if recipe.evaluate.exact else mixed  # drops what it copies
         models = {name: ready(first.load_model(arm.path)) for name, arm in arms.items()}
         with meter("evaluating", len(answers.heldout), "prompts") as progress:
             heard = heldout(samples, answers, teacher, recipe) if remote else None
-            result = _against(teacher, answers, heard, vocabulary, models, recipe, progress)
+            result = _against(load, answers, heard, vocabulary, models, recipe, progress)
         if solve.checked(answers):
-            solve.add(result, _rates(teacher, answers, vocabulary, arms, recipe, work), recipe)
+            solve.add(result, _rates(load, answers, vocabulary, arms, recipe, work), recipe)
         result["answers"] = said
         result["tokens"] = sum(len(example.answer) for example in answers.heldout)
         result["prompts"] = len(answers.heldout)
@@ -88,13 +91,12 @@ def evaluation(
         "sequence_length": recipe.train.sequence_length,
         "sample": recipe.sample.model_dump(),
     }
-    inputs: dict[str, Input] = {"samples": samples, **arms}
-    inputs[resource.kind] = resource
+    inputs: dict[str, Input] = {"samples": samples, **arms, **speakers}
     return build(store, "evaluation", inputs=inputs, config=config, make=make, layer="release")
 
 
 def _against(
-    teacher: Teacher,
+    load: Load,
     answers: Answers,
     heard: Sequence[Said] | None,
     vocabulary: Vocabulary,
@@ -120,10 +122,9 @@ def _against(
             meter=progress,
         )
     return evaluate(
-        teacher.model,
+        ((load(which).model, examples) for which, examples in by_teacher(answers.heldout)),
         answers.prefix,
         answers.student_prefix,
-        answers.heldout,
         vocabulary,
         models,
         config,
@@ -134,7 +135,7 @@ def _against(
 
 
 def _rates(
-    teacher: Teacher,
+    load: Load,
     answers: Answers,
     vocabulary: Vocabulary,
     arms: Mapping[str, Artifact],
@@ -144,10 +145,10 @@ def _rates(
     """How often teacher and arms solve each held-out problem."""
     folder = work.scratch("solving")
     if recipe.teacher.endpoint:
-        rates = {TEACHER: solve.judged(teacher, answers)}
+        rates = {TEACHER: solve.judged(load(), answers)}
     else:
-        own = solve.Solver.of_teacher(teacher, answers)
-        rates = {TEACHER: solve.solve(own, answers, recipe, folder, TEACHER)}
+        rates = {TEACHER: _teachers_rates(load, answers, recipe, folder)}
+    teacher = load()
     for name, arm in arms.items():
         model = first.load_model(arm.path)
         if fast_dtype(model) == torch.bfloat16:
@@ -155,6 +156,16 @@ def _rates(
         student = solve.Solver.of_student(model, vocabulary, teacher, answers)
         rates[name] = solve.solve(student, answers, recipe, folder, name)
     return rates
+
+
+def _teachers_rates(load: Load, answers: Answers, recipe: Recipe, folder: Path) -> solve.Rates:
+    """How often each problem is solved by the teacher whose it is."""
+    parts = list[solve.Rates]()
+    for which, examples in by_teacher(answers.heldout):
+        own, name = replace(answers, heldout=examples), role(TEACHER, which)
+        solver = solve.Solver.of_teacher(load(which), own)
+        parts.append(solve.solve(solver, own, recipe, folder, name))
+    return np.concatenate(parts)
 
 
 def result_of(artifact: Artifact) -> Json:

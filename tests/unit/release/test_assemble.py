@@ -16,6 +16,7 @@ from overproof.policy.gate import Decision, Teacher, decide
 from overproof.policy.obligations import Plan, carry_out
 from overproof.release import assemble, quality
 from overproof.release.speed import Speed
+from overproof.teacher.origins import Origin, Origins
 
 DAY = dt.date(2026, 11, 24)
 LLAMA = "LicenseRef-scancode-llama-3.1-license-2024"
@@ -81,12 +82,13 @@ def test_the_terms_name_the_teacher_as_notice_does() -> None:
 def test_the_recipe_is_shown_without_its_makers_folders() -> None:
     recipe: Recipe = load_recipe(find_recipe("support"), ())
     built_in = Resource("teacher", "builtin:some", "pkg:pypi/some@1", "0" * 64)
-    assert assemble.recipe_without_folders(recipe, built_in) == recipe.model_dump(mode="json")
+    origins = Origins(Origin(recipe.teacher.model, FOLDER, built_in))
+    assert assemble.recipe_without_folders(recipe, origins) == recipe.model_dump(mode="json")
     teacher = recipe.teacher.model_copy(update={"model": FOLDER})
     data = recipe.data.model_copy(update={"train": "~/data/train.jsonl"})
     mine = recipe.model_copy(update={"teacher": teacher, "data": data})
     local = Resource("teacher", "SmolLM2-135M-Instruct", "file:SmolLM2-135M-Instruct", "0" * 64)
-    found = assemble.recipe_without_folders(mine, local)
+    found = assemble.recipe_without_folders(mine, Origins(Origin(str(FOLDER), FOLDER, local)))
     assert found["teacher"]["model"] == "SmolLM2-135M-Instruct"
     assert found["data"]["train"] == "train.jsonl"
 
