@@ -74,6 +74,9 @@ def fields(
             found += fields(schema, node_of, f"{prefix}{name}.", known)
         else:
             found.append((prefix + name, field, name in node.get("required", [])))
+            if "$ref" in field.get("items", {}):
+                each = _definition(schema, field["items"])
+                found += fields(schema, each, f"{prefix}{name}[].", known)
     return found
 
 

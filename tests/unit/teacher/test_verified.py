@@ -14,7 +14,6 @@ from overproof.core.sections import DataConfig
 from overproof.data.certify import certify
 from overproof.teacher import answers
 from overproof.teacher.cache import SignalCache
-from overproof.teacher.origins import Loader
 from overproof.teacher.prompts import Asked, ask
 from overproof.teacher.request import Request, Said
 from overproof.teacher.verified import right, shortest
@@ -78,7 +77,7 @@ def drawn(folder: Path, recipe: Recipe, check: dict | None = VOWEL) -> Artifact:
     teacher = tiny.brief()
     terms = build(folder / "stages", "terms", inputs={}, config={}, make=lambda _: {})
     return answers.sample(
-        Loader(lambda _: teacher),
+        tiny.loads(teacher),
         certified(folder, "train", check),
         certified(folder, "heldout", None),
         {"teacher": teacher.resource},
