@@ -32,6 +32,7 @@ from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
 from overproof.teacher.request import Drawing, Request, Said
 from overproof.teacher.routing import Load, demand_alike
 from overproof.teacher.sample import draw_all
+from overproof.teacher.texts import Examples
 from overproof.teacher.verified import right, shortest
 
 UNCHECKED = "unchecked.jsonl"
@@ -42,6 +43,8 @@ MADE_OF = "made_of.json"
 @dataclass(frozen=True)
 class Answers:
     """What the teacher said, in its own tokens.
+
+    Training answers are read from their file when they are looked at.
 
     Attributes:
         prefix: tokens that every conversation starts with.
@@ -54,9 +57,9 @@ class Answers:
 
     prefix: tuple[int, ...]
     student_prefix: tuple[int, ...]
-    train: list[Example]
-    unchecked: list[Example]
-    heldout: list[Example]
+    train: Sequence[Example]
+    unchecked: Sequence[Example]
+    heldout: Sequence[Example]
     texts: dict[str, str]
     checks: dict[str, Json]
 
@@ -283,15 +286,6 @@ def read(samples: Artifact) -> Answers:
     prefix, alone = (tuple(prefixes[whose]) for whose in ("teacher", "student"))
     texts = json.loads(samples.file(TEXTS).read_bytes())
     checks = json.loads(samples.file(CHECKS).read_bytes())
-    train, heldout = _examples(samples, TRAIN), _examples(samples, HELDOUT)
-    every = _examples(samples, UNCHECKED) if "checked" in samples.facts else train
+    train, heldout = Examples(samples.file(TRAIN)), list(Examples(samples.file(HELDOUT)))
+    every = Examples(samples.file(UNCHECKED)) if "checked" in samples.facts else train
     return Answers(prefix, alone, train, every, heldout, texts, checks)
-
-
-def _examples(samples: Artifact, name: str) -> list[Example]:
-    with samples.file(name).open(encoding="utf-8") as stream:
-        rows = [json.loads(line) for line in stream]
-    return [
-        Example(row["key"], tuple(row["prompt"]), tuple(row["answer"]), row["teacher"])
-        for row in rows
-    ]

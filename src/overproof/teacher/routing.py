@@ -100,7 +100,10 @@ def role(kind: str, which: int) -> str:
     return f"{kind}-{which}" if which else kind
 
 
-def by_teacher(examples: Sequence[Example]) -> Iterator[tuple[int, list[Example]]]:
+def by_teacher(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Example]]]:
     """Runs of examples of one teacher, which stand together in every file."""
-    for which, run in itertools.groupby(examples, key=lambda example: example.teacher):
-        yield which, list(run)
+    start = 0
+    for which, run in itertools.groupby(example.teacher for example in examples):
+        stop = start + sum(1 for _ in run)
+        yield which, examples[start:stop]
+        start = stop
