@@ -15,8 +15,6 @@ from overproof.teacher.texts import Examples
 WHOLE = [
     Example(f"key-{number}", (number,), tuple(range(number)), number % 2) for number in range(9)
 ]
-    Example(f"key-{number}", (number,), tuple(range(number)), number % 2) for number in range(9)
-]
 
 
 def written(path: Path, examples: list[Example] = WHOLE) -> Path:
