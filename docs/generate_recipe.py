@@ -74,6 +74,9 @@ def fields(
             found += fields(schema, node_of, f"{prefix}{name}.", known)
         else:
             found.append((prefix + name, field, name in node.get("required", [])))
+            if "$ref" in field.get("items", {}):
+                inner = _definition(schema, field["items"])
+                found += fields(schema, inner, f"{prefix}{name}[].", known)
     return found
 
 
@@ -134,6 +137,8 @@ def _code(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, dict):
+        return f"`{{{', '.join(f'{key}: {one}' for key, one in value.items())}}}`"
     if isinstance(value, list):
         return ", ".join(_code(one) for one in value)
     return f"`{value}`"
