@@ -57,7 +57,7 @@ COMPLETIONS = [
     "train.divergence={kind: forward-kl}",
     "train.optimizer=adamw",
     "train.on_policy=null",
-    "train.control=false",
+    "train.controls=[]",
 ]
 PROMPTS = ["signals.prompts=true", *COMPLETIONS[1:]]
 MORE = 3  # steps of examples beyond the last, so that TRL's last step is whole

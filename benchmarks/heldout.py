@@ -21,12 +21,11 @@ from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
 from overproof.core.contract import TEACHER  # noqa: E402
 from overproof.release.tally import DIFFERENCES  # noqa: E402
-from overproof.student import initial  # noqa: E402
+from overproof.student import arms, initial  # noqa: E402
 from overproof.teacher import answers  # noqa: E402
 from overproof.teacher.forward import mixed  # noqa: E402
 from overproof.teacher.origins import Loader  # noqa: E402
 
-ARMS = {"student": "student", "control": "control", "untrained": "initial"}
 METRICS = ("kl_nats_per_token", "top1_agreement")
 
 
@@ -50,11 +49,9 @@ def main() -> None:
     )
     texts = answers.read(more)
     vocabulary = initial.load(stages / "initial").vocabulary
-    models = {
-        name: mixed(initial.load_model(stages / folder))
-        for name, folder in ARMS.items()
-        if (stages / folder).is_dir()
-    }
+    controls = [arms.control_name(one) for one in recipe.train.controls]
+    folders = {"untrained": "initial", "student": "student"} | {one: one for one in controls}
+    models = {name: mixed(initial.load_model(stages / folder)) for name, folder in folders.items()}
     found = run.evaluate(teacher, texts, vocabulary, models)
     numbers = {
         "recipe": recipe.name,

@@ -75,8 +75,8 @@ def fields(
         else:
             found.append((prefix + name, field, name in node.get("required", [])))
             if "$ref" in field.get("items", {}):
-                each = _definition(schema, field["items"])
-                found += fields(schema, each, f"{prefix}{name}[].", known)
+                inner = _definition(schema, field["items"])
+                found += fields(schema, inner, f"{prefix}{name}[].", known)
     return found
 
 
@@ -137,6 +137,8 @@ def _code(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, dict):
+        return f"`{{{', '.join(f'{key}: {one}' for key, one in value.items())}}}`"
     if isinstance(value, list):
         return ", ".join(_code(one) for one in value)
     return f"`{value}`"

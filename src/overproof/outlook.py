@@ -54,6 +54,7 @@ RATES = {
 }
 ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
 PROMPT_TOKENS = 24
+MEASURED_STUDENTS = 3  # untrained, trained, control arm: what "evaluate" was measured with
 FIXED_SECONDS = 150.0  # certify, shape, export, speed, proof
 PROCESS_BYTES = 800e6  # libraries and temporaries of the run and of each worker
 BYTES_PER_TOKEN = 70  # of all training examples, in the run and in each training worker
@@ -140,6 +141,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "shape": asdict(student) if student else None,
             "predicted": _predicted(recipe, path, student) if student else None,
         },
+        "arms": ["student", *(f"control, equal {one.equal}" for one in recipe.train.controls)],
+        "seeds": recipe.train.seeds,
         "expected_seconds": {name: round(value) for name, value in seconds.items()},
         "expected_total_seconds": round(sum(seconds.values())) if seconds else None,
         "expected_memory_bytes": round(
@@ -149,7 +152,9 @@ def plan(recipe: Recipe, path: Path) -> Json:
             + example_bytes * (trainers + 1)
         ),
         # Signals, and what the student trains on: as much again or more.
-        "expected_disk_bytes": round(16 * small + 2 * big + 3 * signal_bytes),
+        "expected_disk_bytes": round(
+            (12 + 2 * recipe.train.trainings) * small + 2 * big + 3 * signal_bytes
+        ),
         "machine": {
             "cores": device.cores(),
             "processor": device.processor().model,
@@ -255,16 +260,15 @@ def _seconds(recipe: Recipe, teacher: Dimensions, student: Dimensions) -> dict[s
         _examples(recipe),
         recipe.sample.heldout_prompts,
     )
-    steps = recipe.train.steps * recipe.train.sequences * recipe.train.sequence_length
-    arms = 2 if recipe.train.control else 1
+    train, signals = recipe.train, recipe.signals
+    steps = train.steps * train.sequences * train.sequence_length
     read = examples * (answer + PROMPT_TOKENS)
-    signals = recipe.signals
     tokens = {
         # How fast a service answers is not known.
         "sample": 0.0 if recipe.teacher.endpoint else (examples + heldout) * answer,
         "signals": 0.0 if isinstance(signals, Text) or signals.while_sampling else read,
-        "train": float(arms * steps),
-        "evaluate": heldout * answer,
+        "train": float(steps),
+        "evaluate": heldout * answer * _evaluations(recipe, teacher, student),
     }
     on_teacher = teacher.read_weights / REFERENCE_TEACHER
     on_student = student.read_weights / REFERENCE_STUDENT
@@ -272,20 +276,43 @@ def _seconds(recipe: Recipe, teacher: Dimensions, student: Dimensions) -> dict[s
     seconds = {}
     for name, count in tokens.items():
         # A training worker has at least one sequence of each step.
-        cores = min(device.cores(), recipe.train.sequences) if name == "train" else device.cores()
+        cores = min(device.cores(), train.sequences) if name == "train" else device.cores()
         larger = on_student if name == "train" else on_teacher
         rate = tokens_per_second(name, matmul.rate())
         seconds[name] = count / rate * larger * REFERENCE_CORES / cores
     # What the student says is drawn as the teacher's answers are, and read as signals are.
-    own = recipe.train.own_steps * recipe.train.sequences * recipe.train.sequence_length
+    own = train.own_steps * train.sequences * train.sequence_length
     drawn = own * answer / (answer + PROMPT_TOKENS)
+    speaking = 0.0
     for name, count, larger in (
         ("sample", drawn, on_student_drawing),
         ("signals", own, on_teacher),
     ):
         rate = tokens_per_second(name, matmul.rate())
-        seconds["train"] += count / rate * larger * REFERENCE_CORES / device.cores()
+        speaking += count / rate * larger * REFERENCE_CORES / device.cores()
+    seconds["train"] = _training(recipe, seconds["train"], speaking, seconds["signals"])
     return seconds | {"other": FIXED_SECONDS}
+
+
+def _training(recipe: Recipe, plain: float, speaking: float, signals: float) -> float:
+    """Seconds of all arms and seeds.
+
+    Args:
+        plain: of the steps alone, which every arm has. speaking: of the student's own text.
+        signals: of their stage.
+    """
+    student = plain + speaking
+    of = {"steps": plain, "time": student, "time-with-signals": student + signals}
+    arms = student + sum(of[one.equal] for one in recipe.train.controls)
+    return recipe.train.seeds * arms
+
+
+def _evaluations(recipe: Recipe, teacher: Dimensions, student: Dimensions) -> float:
+    """Work of all evaluations, in that of a teacher and three students, which was measured."""
+    big, small = teacher.read_weights, student.read_weights
+    trained = 1 + len(recipe.train.controls)
+    passes = recipe.train.seeds * (big + trained * small) + small  # the untrained one but once
+    return passes / (big + MEASURED_STUDENTS * small)
 
 
 def tokens_per_second(stage: str, products_per_second: float) -> float:
@@ -358,6 +385,8 @@ def render(found: Json) -> str:
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),
         f"student     {student['name']}, {student['parameters'] / 1e6:.1f}M parameters",
         *_shape_lines(student),
+        f"trained     {'; '.join(found['arms'])}"
+        + (f"; each {found['seeds']} times" if found["seeds"] > 1 else ""),
         "expected    "
         + (
             ", ".join(f"{name} {duration(s)}" for name, s in found["expected_seconds"].items())

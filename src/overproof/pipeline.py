@@ -113,12 +113,14 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     cached = None if text else signals.cache(load, samples, recipe, origins.answering, store)
     start = initial.initial(load, samples, cached, recipe, here, store, base)
     load.clear()  # training has its signals, unless it is on-policy: memory for the workers
-    student = arms.student(load, start, samples, cached, recipe, here, store)
+    students = arms.students(load, start, samples, cached, recipe, here, store)
     load.clear()
-    control = arms.control(start, samples, recipe, store) if recipe.train.control else None
+    student = students[0]  # not the best of them: that would be chosen on the held-out prompts
+    controls = arms.controls(start, samples, cached, student, recipe, store)
 
-    measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
-    evaluation = quality.evaluation(load, samples, measured, recipe, speakers, store)
+    evaluations = quality.evaluations(
+        load, samples, start, students, controls, recipe, speakers, store
+    )
     texts = quality.heldout_texts(samples, start)
     builds = speed = None
     if recipe.export.targets:
@@ -127,8 +129,8 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
 
     parts = Parts(
         heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own,
-        terms=terms, samples=samples, signals=cached, initial=start, student=student,
-        control=control, evaluation=evaluation, export=builds, speed=speed,
+        terms=terms, samples=samples, signals=cached, initial=start, students=students,
+        controls=controls, evaluations=evaluations, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
         return publish(parts, recipe, path, decision, plan, origins, out, signer)
@@ -234,7 +236,7 @@ def publish(
         note(plan.message)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    predicates = _predicates(parts, decision, plan, origins)
+    predicates = _predicates(parts, recipe, decision, plan, origins)
     proof = Proof(
         signer=signer.public.hint,
         statements=len(parts.chain) + len(predicates) + 1,
@@ -262,7 +264,11 @@ def signer_file(signer: keys.PrivateKey) -> str:
 
 
 def _predicates(
-    parts: Parts, decision: gate.Decision, plan: obligations.Plan, origins: Origins
+    parts: Parts,
+    recipe: Recipe,
+    decision: gate.Decision,
+    plan: obligations.Plan,
+    origins: Origins,
 ) -> list[attest.Predicate]:
     met = [one.id for one in plan.obligations]
     found: list[attest.Predicate] = [
@@ -273,7 +279,9 @@ def _predicates(
         named = {"name": origins.remote.name, "sha256": origins.remote.sha256}
         said = {"teacher": named, **parts.samples.facts["remote"]}
         found.append(("remote-teacher", parts.samples, said))
-    found.append(("evaluation", parts.evaluation, parts.evaluation.facts))
+    over = parts.over_seeds(recipe.evaluate.confidence)
+    seeds = {"seeds": over} if over else {}
+    found.append(("evaluation", parts.evaluation, parts.evaluation.facts | seeds))
     if parts.export:
         found += [
             ("parity-receipt", parts.export, receipt) for receipt in assemble.receipts(parts.export)

@@ -19,7 +19,7 @@ EXACT = (
     "train.divergence={kind: jsd, beta: 0.3}",
     "train.steps=8",
     "train.on_policy={warm_start: 0.25, ahead: 2}",
-    "train.control=false",
+    "train.controls=[]",
 )
 SAMPLED = ("signals={kind: sampled}", "train.divergence={kind: jsd}")
 
@@ -40,7 +40,7 @@ def test_exact_signals_another_divergence_and_own_text(tmp_path: Path) -> None:
     release = tmp_path / "out/release"
     assert verify(tmp_path, release).returncode == 0
     report = json.loads((release / "report.json").read_bytes())
-    assert report["control"] is None
+    assert report["controls"] == []
     page = (release / "report.html").read_text()
     assert "Its last hidden states at each position of its answers were cached" in page
     assert "the generalised Jensen-Shannon divergence (beta 0.3)" in page

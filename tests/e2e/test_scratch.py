@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -30,7 +31,8 @@ SETTINGS = (
     "student.importance=even",
     "train.steps=2",
     "train.sequences=4",
-    "train.control=false",
+    "train.controls=[{equal: steps}, {equal: time}]",
+    "train.seeds=2",
     "evaluate.answers=1",
     "evaluate.bootstrap=50",
 )
@@ -92,6 +94,45 @@ def test_the_report_says_what_there_is_and_what_not(place: Path) -> None:
     for said in ("trained from scratch", "the first 4 words of each", "Of the 8 routed experts"):
         assert said in page, said
     assert str(place) not in json.dumps(report)
+
+
+def test_every_arm_and_seed_is_trained_measured_and_stated(place: Path) -> None:
+    stages, report = (
+        place / "out/stages",
+        json.loads((place / "out/release/report.json").read_bytes()),
+    )
+    trained = ("student", "control", "control-time")
+    for name in (*trained, "evaluation"):
+        assert (stages / name / "artifact.json").is_file()
+        assert (stages / f"{name}-seed-2/artifact.json").is_file()
+        assert list((place / "out/release/proof").glob(f"*-{name}-seed-2.sigstore.json"))
+    assert [one["equal"] for one in report["controls"]] == ["steps", "time"]
+    assert report["controls"][0]["run"]["steps"] == 2
+    timed = json.loads((stages / "control-time/artifact.json").read_bytes())
+    assert report["controls"][1]["run"]["steps"] == timed["config"]["equal_time"]["steps"]
+    assert {row["name"] for row in timed["inputs"]} >= {"student", "control"}
+    both = [
+        json.loads((stages / name / "evaluation.json").read_bytes())
+        for name in ("evaluation", "evaluation-seed-2")
+    ]
+    seeds = report["seeds"]
+    assert seeds["count"] == 2
+    for name in trained:
+        values = [one[name]["kl_nats_per_token"]["value"] for one in both]
+        assert values[0] != values[1]
+        found = seeds["arms"][name]["kl_nats_per_token"]
+        assert found["value"] == pytest.approx(sum(values) / 2)
+        assert found["low"] < found["value"] < found["high"]
+    weights = [
+        (folder / "model.safetensors").read_bytes()
+        for folder in (place / "out/release/model", stages / "student", stages / "student-seed-2")
+    ]
+    assert weights[0] == weights[1] != weights[2]
+    statement = next((place / "out/release/proof").glob("*-evaluation-evaluation.sigstore.json"))
+    signed = json.loads(
+        base64.b64decode(json.loads(statement.read_bytes())["dsseEnvelope"]["payload"])
+    )
+    assert signed["predicate"]["seeds"]["count"] == 2
 
 
 def test_the_released_model_loads_and_speaks(place: Path) -> None:

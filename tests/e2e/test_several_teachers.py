@@ -34,7 +34,7 @@ sample: {{prompts: 24, heldout_prompts: 12, answers: 2, temperature: 1.0, max_ne
 signals: {{kind: top-k, top_k: 8, tail_draws: 0}}
 student: {{name: SmolLM2-Small, layers: 2, vocabulary: 300, importance: even,
   calibration_tokens: 64}}
-train: {{steps: 3, sequences: 2, sequence_length: 128, control: false}}
+train: {{steps: 3, sequences: 2, sequence_length: 128, controls: []}}
 evaluate: {{bootstrap: 50, answers: 1}}
 export: {{targets: []}}
 """

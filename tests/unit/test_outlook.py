@@ -91,8 +91,12 @@ def test_more_work_takes_longer(support: Json) -> None:
     steps, prompts = recipe.train.steps, recipe.sample.prompts
     twice = made(f"train.steps={2 * steps}")["expected_seconds"]["train"]
     assert twice == pytest.approx(2 * support["expected_seconds"]["train"], abs=2)
-    alone = made("train.control=false")["expected_seconds"]["train"]
+    alone = made("train.controls=[]")["expected_seconds"]["train"]
     assert alone == pytest.approx(support["expected_seconds"]["train"] / 2, abs=2)
+    timed = made("train.controls=[{equal: steps}, {equal: time}]", "train.seeds=2")
+    assert timed["expected_seconds"]["train"] == pytest.approx(6 * alone, abs=6)
+    assert timed["expected_seconds"]["evaluate"] > 2 * support["expected_seconds"]["evaluate"]
+    assert "control, equal time; each 2 times" in render(timed)
     more = made(f"sample.prompts={2 * prompts}")
     assert more["expected_seconds"]["sample"] > 1.8 * support["expected_seconds"]["sample"]
     assert more["expected_disk_bytes"] > support["expected_disk_bytes"]

@@ -112,10 +112,27 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _control_is_another(self) -> Self:
-        if self.by_text and self.train.control and not self.sample.verified:
+        if not (self.by_text and self.train.controls):
+            return self
+        if not self.sample.verified:
             raise ValueError(
-                "train.divergence.kind `cross-entropy` is what the control arm has: set "
-                "train.control: false, or choose the answers with sample.verified: true"
+                "train.divergence.kind `cross-entropy` is what a control arm has: set "
+                "train.controls: [], or choose the answers with sample.verified: true"
+            )
+        if len(self.train.controls) > 1:
+            raise ValueError(
+                "train.divergence.kind `cross-entropy` takes a control arm as long a step as the "
+                "student: in train.controls leave equal: steps alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _signals_have_a_time(self) -> Self:
+        counted = any(one.equal == "time-with-signals" for one in self.train.controls)
+        if counted and (isinstance(self.signals, Text) or self.signals.while_sampling):
+            raise ValueError(
+                "train.controls equal: time-with-signals counts a pass of the teacher for the "
+                "signals alone: set signals.while_sampling: false, or take equal: time"
             )
         return self
 

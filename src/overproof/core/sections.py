@@ -218,6 +218,16 @@ class StudentConfig(Section):
     )
 
 
+class Control(Section):
+    """An arm that the student is compared with: its start, by cross-entropy on the same text."""
+
+    equal: Literal["steps", "time", "time-with-signals"] = Field(
+        "steps",
+        description="what it has as much of as the student: optimizer steps; seconds of training; "
+        "those and the seconds of the stage `signals`",
+    )
+
+
 class TrainConfig(Section):
     """How the student learns."""
 
@@ -242,11 +252,29 @@ class TrainConfig(Section):
     digest_steps: Positive = Field(
         100, description="steps between digests of the weights in the step log"
     )
-    control: bool = Field(
-        True,
-        description="train the control arm too, for equal steps: cross-entropy on the same text, "
-        "or where the student has that, on the answers before they were checked",
+    controls: tuple[Control, ...] = Field(
+        (Control(),),
+        description="control arms: the same student by cross-entropy on the teacher's text "
+        "(sequence-level distillation), or where the student has that, on the answers before they "
+        "were checked; []: none",
     )
+    seeds: Positive = Field(
+        1,
+        description="times that the student and each control arm are trained, each time in another "
+        "order; the first student is released",
+    )
+
+    @model_validator(mode="after")
+    def _controls_differ(self) -> Self:
+        equal = [one.equal for one in self.controls]
+        if len(set(equal)) < len(equal):
+            raise ValueError(f"controls names an arm twice: got equal: {', '.join(equal)}")
+        if equal and "steps" not in equal:
+            raise ValueError(
+                f"controls has equal: {equal[0]} alone; add {{equal: steps}}, whose pace says how "
+                "many steps fit that time"
+            )
+        return self
 
     @model_validator(mode="after")
     def _on_policy_is_seen(self) -> Self:
@@ -264,6 +292,11 @@ class TrainConfig(Section):
     def quantized(self, step: int) -> bool:
         """See `Quantize.on`; False also where nothing is quantised."""
         return self.quantize is not None and self.quantize.on(step, self.steps)
+
+    @property
+    def trainings(self) -> int:
+        """How often something is trained: each arm, with each seed."""
+        return self.seeds * (1 + len(self.controls))
 
     @property
     def own_steps(self) -> int:

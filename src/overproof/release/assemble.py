@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from overproof.release import method
 from overproof.release.card import write_card
 from overproof.release.quality import result_of
 from overproof.release.report import write_report
+from overproof.release.seeds import over_seeds
 from overproof.release.tally import BY_POSITION, DIFFERENCES
+from overproof.student import arms
 from overproof.student.budget import MB
 from overproof.student.cost import Hardware
 from overproof.student.dimensions import Dimensions
@@ -49,6 +51,8 @@ class Parts:
     Attributes:
         corpus, teacher: where the run trained its own teacher: the teacher, and the records, unless
             they are those of `train`.
+        students, evaluations: one a seed; those of the first count, and its student is released.
+        controls: the control arms by name, one a seed.
         export, speed: where builds were asked for.
     """
 
@@ -60,9 +64,9 @@ class Parts:
     samples: Artifact
     signals: Artifact | None
     initial: Artifact
-    student: Artifact
-    control: Artifact | None
-    evaluation: Artifact
+    students: tuple[Artifact, ...]
+    controls: Mapping[str, tuple[Artifact, ...]]
+    evaluations: tuple[Artifact, ...]
     export: Artifact | None
     speed: Artifact | None
 
@@ -72,9 +76,33 @@ class Parts:
         return [part for part in (self.train, self.heldout, self.corpus) if part is not None]
 
     @property
+    def student(self) -> Artifact:
+        """The one that is released."""
+        return self.students[0]
+
+    @property
+    def arms(self) -> list[Artifact]:
+        """All that were trained, in the order of the work."""
+        return [*self.students, *(one for arm in self.controls.values() for one in arm)]
+
+    @property
+    def evaluation(self) -> Artifact:
+        """That of the released student."""
+        return self.evaluations[0]
+
+    @property
     def chain(self) -> list[Artifact]:
         """Every artifact, in the order of the work."""
-        return [part for part in vars(self).values() if part is not None]
+        before = (
+            self.train, self.heldout, self.corpus, self.teacher, self.terms, self.samples,
+            self.signals, self.initial,
+        )  # fmt: skip
+        every = [*before, *self.arms, *self.evaluations, self.export, self.speed]
+        return [part for part in every if part is not None]
+
+    def over_seeds(self, confidence: float) -> Json | None:
+        """What the evaluations say together; None: there is one."""
+        return over_seeds([result_of(one) for one in self.evaluations], confidence)
 
 
 def write(folder: Path, parts: Parts, facts: f.ReportFacts, plan: Plan) -> None:
@@ -121,6 +149,7 @@ def collect(
     """
     teacher, base = origins.teacher, origins.base
     result, samples = result_of(parts.evaluation), parts.samples.facts
+    over = parts.over_seeds(recipe.evaluate.confidence)
     speed = _measured(parts.speed) if parts.speed else None
     machine = (speed or _measured(parts.student))["machine"]
     return f.ReportFacts(
@@ -135,13 +164,16 @@ def collect(
         teacher=_arm(result.get("teacher", {})),
         student=_arm(result["student"]),
         untrained=_arm(result["untrained"]),
-        control=_arm(result["control"]) if "control" in result else None,
-        differences={name: _arm(numbers) for name, numbers in result[DIFFERENCES].items()},
+        controls=_controls(parts, result, recipe),
+        differences=_arms(result[DIFFERENCES]),
+        seeds=f.Seeds(over["count"], _arms(over["arms"]), _arms(over[DIFFERENCES]))
+        if over
+        else None,
         evaluation=_evaluation(result, parts.initial, recipe),
         speed=_speeds(speed) if speed else None,
         sizes=_sizes(parts.initial, remote=origins.remote is not None),
         costs=_costs(parts, recipe, hardware),
-        training=_training(parts, recipe),
+        training=_run(parts.student, method.objective(recipe)),
         importance=_importance(parts.initial, recipe),
         method=method.sentences(
             recipe,
@@ -150,12 +182,9 @@ def collect(
             match.display(base.resource.name) if base else None,
         ),
         agreement_by_position=f.AgreementByPosition(
-            *(
-                tuple(tuple(row) for row in result[arm][BY_POSITION]) if arm in result else ()
-                for arm in ("student", "control", "untrained")
-            )
+            *(_positions(result[arm]) for arm in ("student", "untrained"))
         ),
-        answers=tuple(f.Answer(**row) for row in result["answers"]),
+        answers=tuple(_answer(row, parts.controls) for row in result["answers"]),
         receipts=tuple(map(_receipt, receipts(parts.export))) if parts.export else (),
         dataset=_dataset(parts.train, recipe.data.train, samples["prompts"]),
         heldout=_dataset(parts.heldout, recipe.data.heldout, samples["heldout_prompts"]),
@@ -168,12 +197,7 @@ def collect(
         machine=machine,
         recipe=recipe_without_folders(recipe, origins),
         elsewhere=elsewhere(
-            machine,
-            {
-                part.path.name: _measured(part)["machine"]
-                for part in (parts.student, parts.control)
-                if part is not None
-            },
+            machine, {part.path.name: _measured(part)["machine"] for part in parts.arms}
         ),
     )
 
@@ -239,11 +263,26 @@ def _costs(parts: Parts, recipe: Recipe, hardware: Hardware | None) -> f.Costs |
     )
 
 
-def _training(parts: Parts, recipe: Recipe) -> f.Training:
-    return f.Training(
-        _run(parts.student, method.objective(recipe)),
-        _run(parts.control, method.control(recipe)) if parts.control else None,
+def _controls(parts: Parts, result: Json, recipe: Recipe) -> tuple[f.Control, ...]:
+    return tuple(
+        f.Control(
+            name,
+            equal,
+            _arm(result[name]),
+            _run(parts.controls[name][0], method.control(recipe)),
+            _positions(result[name]),
+        )
+        for name, equal in ((arms.control_name(one), one.equal) for one in recipe.train.controls)
     )
+
+
+def _positions(numbers: Json) -> f.Positions:
+    return tuple(tuple(row) for row in numbers[BY_POSITION])
+
+
+def _answer(row: Json, controls: Iterable[str]) -> f.Answer:
+    said = tuple(row[name] for name in controls)
+    return f.Answer(row["prompt"], row["teacher"], row["student"], said)
 
 
 def _measured(artifact: Artifact) -> Json:
@@ -360,6 +399,10 @@ def _arm(numbers: Json) -> f.Arm:
     return f.Arm(**{name: f.Interval(**numbers[name]) for name in fields if name in numbers})
 
 
+def _arms(numbers: Mapping[str, Json]) -> dict[str, f.Arm]:
+    return {name: _arm(found) for name, found in numbers.items()}
+
+
 def _speed(measured: Json) -> f.Speed:
     engine = measured["engine"]
     return f.Speed(
@@ -386,7 +429,7 @@ def _run(artifact: Artifact, objective: str) -> f.Run:
         objective,
         facts["steps"],
         facts["tokens"],
-        times["seconds"],
+        times["measured"]["seconds"],
         times["measured"]["tokens_per_second"],
         tuple(enumerate(facts["losses"], start=1)),
     )

@@ -20,7 +20,7 @@ from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import words
 from overproof.release.conclusion import conclude
 from overproof.release.facts import Json, ReportFacts, clean
-from overproof.release.report import CLAIMS, LEVELS, TEMPLATES, all_limits, arms, metrics
+from overproof.release.report import CLAIMS, LEVELS, TEMPLATES, all_limits, arms, metrics, seeds
 
 TAGS = ("distillation", "knowledge-distillation", "overproof", "provenance", "text-generation")
 OTHER = "other"  # the hub's word for a licence that it has no identifier for
@@ -91,6 +91,7 @@ def render(
             card_lines=[clean(line) for line in card_lines],
             arms=arms(facts),
             metrics=metrics(facts),
+            seeds=seeds(facts),
             conclusion=conclude(facts),
             claims=CLAIMS,
             levels=LEVELS,

@@ -28,10 +28,11 @@ from overproof.release.facts import Arm, Importance, Interval, Positions, Report
 from overproof.release.words import percent
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.6, 3.5  # 403 by 252 points: one column of the page
-TALL_INCHES = 4.4
+PANEL_INCHES = 2.2  # of each of several panels
 MAX_POINTS = 240  # points drawn of a curve; longer ones are averaged in equal bins
 MIN_ANSWERS = 10  # positions that fewer answers reach are not drawn: their share is noise
 LABEL_CHARACTERS = 32  # of a line beside an axis
+LEGEND_COLUMNS = 3
 BIN_POSITIONS = 4  # neighbouring positions averaged, weighted by answers
 
 # Stand-ins, each replaced by the CSS variable of its name with the light value as fallback.
@@ -89,24 +90,26 @@ class Series:
     label: str
     colour: str
     marker: str
-    dash: str
+    dash: str | tuple[int, tuple[int, int]]
 
 
 SERIES = {
     "teacher": Series("teacher", TEACHER, "s", "-"),
     "student": Series("student", STUDENT, "o", "-"),
     "control": Series("control arm", CONTROL, "^", "--"),
+    "control-time": Series("control, equal time", CONTROL, "v", "-."),
+    "control-time-with-signals": Series("control, with signals", CONTROL, "<", (0, (1, 3))),
     "untrained": Series("untrained student", UNTRAINED, "D", ":"),
 }
 
 
 def loss_curve(facts: ReportFacts) -> str | None:
-    """Training loss of the student and, on an axis of its own, of the control arm.
+    """Training loss of the student and, each on an axis of its own, of the control arms.
 
-    The two losses are different quantities, so they never share an axis.
+    Those losses are different quantities, so they never share an axis.
     """
-    runs = [("student", facts.training.student), ("control", facts.training.control)]
-    shown = [(key, run) for key, run in runs if run is not None and run.losses]
+    runs = [("student", facts.training), *((one.name, one.run) for one in facts.controls)]
+    shown = [(key, run) for key, run in runs if run.losses]
     if not shown:
         return None
 
@@ -116,7 +119,8 @@ def loss_curve(facts: ReportFacts) -> str | None:
             _loss_panel(axes, SERIES[key], run)
         panels[-1].set_xlabel("training step")
 
-    return _svg("loss", "Training loss by step", draw, TALL_INCHES if len(shown) > 1 else None)
+    height = PANEL_INCHES * len(shown) if len(shown) > 1 else None
+    return _svg("loss", "Training loss by step", draw, height)
 
 
 def _loss_panel(axes: Axes, series: Series, run: Run) -> None:
@@ -135,20 +139,21 @@ def _loss_panel(axes: Axes, series: Series, run: Run) -> None:
 def quality_against_speed(facts: ReportFacts) -> str | None:
     """Top-1 agreement against decode speed: up is closer to the teacher, right is faster.
 
-    The control arm and the untrained student have the student's shape, hence its speed.
+    Control arms and the untrained student have the student's shape, hence its speed.
     """
     speed = facts.speed
     if speed is None:
         return None
-    arms: list[tuple[str, Arm | None, float]] = [
-        ("student", facts.student, speed.student.decode_tokens_per_second),
-        ("control", facts.control, speed.student.decode_tokens_per_second),
-        ("untrained", facts.untrained, speed.student.decode_tokens_per_second),
+    rate = speed.student.decode_tokens_per_second
+    arms: list[tuple[str, Arm]] = [
+        ("student", facts.student),
+        *((one.name, one.quality) for one in facts.controls),
+        ("untrained", facts.untrained),
     ]
     found = [
         (SERIES[key], arm.top1_agreement, rate)
-        for key, arm, rate in arms
-        if arm is not None and arm.top1_agreement is not None
+        for key, arm in arms
+        if arm.top1_agreement is not None
     ]
     whole = Interval(1.0, 1.0, 1.0)  # the teacher agrees with itself
     points = list(found)
@@ -159,7 +164,7 @@ def quality_against_speed(facts: ReportFacts) -> str | None:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for series, share, rate in reversed(points):  # the student on top of its control arm
+        for series, share, rate in reversed(points):  # the student on top of its control arms
             error = [[share.value - share.low], [share.high - share.value]]
             axes.errorbar(
                 [rate], [share.value], yerr=error, color=series.colour, marker=series.marker,
@@ -194,7 +199,11 @@ def _direct_labels(axes: Axes, points: Sequence[tuple[Series, Interval, float]])
 def agreement_by_position(facts: ReportFacts) -> str | None:
     """Top-1 agreement along the answer: whether the student drifts from its teacher."""
     by = facts.agreement_by_position
-    curves = {"student": by.student, "control": by.control, "untrained": by.untrained}
+    curves = {
+        "student": by.student,
+        **{one.name: one.by_position for one in facts.controls},
+        "untrained": by.untrained,
+    }
     found = {key: _binned(curve) for key, curve in curves.items()}
     if not any(len(x) for x, _ in found.values()):
         return None
@@ -211,8 +220,9 @@ def agreement_by_position(facts: ReportFacts) -> str | None:
         axes.set_ylim(0, 1)
         axes.set_xlim(left=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, 1.17), ncols=3, columnspacing=1.1,
-                    handlelength=1.8, handletextpad=0.5)  # fmt: skip
+        top = 1.17 if len(found) <= LEGEND_COLUMNS else 1.25
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, top), ncols=LEGEND_COLUMNS,
+                    columnspacing=1.1, handlelength=1.8, handletextpad=0.5)  # fmt: skip
 
     return _svg("position", "Top-1 agreement by position in the answer", draw)
 

@@ -1,93 +1,23 @@
-"""Did distillation help? The answer that the measured intervals allow, and no more."""
+"""Did distillation help? The answer that the measured intervals allow, and no more.
+
+What is random in a difference is the choice of prompts, and where the arms were trained several
+times the order of the training data. Each has an interval of its own; a lead is one only where both
+leave out zero.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from overproof.release.facts import Arm, Evaluation, Interval, ReportFacts, Run
-from overproof.release.words import measured, percent, signed
+from overproof.release.facts import Arm, Control, Evaluation, Interval, ReportFacts, Run
+from overproof.release.metrics import METRICS, SOLVED, Metric
+from overproof.release.words import duration
 
 Order = Literal["better", "worse", "unclear"]
 Outcome = Literal["helped", "hurt", "mixed", "not shown", "not measured"]
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A number of an arm, and which direction is better."""
-
-    field: str
-    heading: str
-    unit: str
-    label: str
-    higher_is_better: bool
-    share: bool = False
-
-    def of(self, arm: Arm) -> Interval | None:
-        """The number of one arm."""
-        found: Interval | None = getattr(arm, self.field)
-        return found
-
-    def one(self, number: float) -> str:
-        """A number of this metric as text."""
-        return percent(number) if self.share else measured(number)
-
-    def span(self, found: Interval) -> str:
-        """The interval as text, short."""
-        if not self.share:
-            return f"{measured(found.low)}–{measured(found.high)}"
-        return f"{percent(found.low).removesuffix('%')}–{percent(found.high)}"
-
-    def show(self, found: Interval) -> str:
-        """Value and interval as text."""
-        return f"{self.one(found.value)} [{self.one(found.low)}, {self.one(found.high)}]"
-
-    def change(self, found: Interval) -> str:
-        """A difference with its interval as text, with signs."""
-        value, low, high = (signed(number, share=self.share) for number in vars(found).values())
-        return f"{value} [{low}, {high}]{' points' if self.share else ''}"
-
-
-METRICS = (
-    Metric(
-        "kl_nats_per_token",
-        "KL to the teacher",
-        "nats per token",
-        "KL to the teacher, nats per token",
-        higher_is_better=False,
-    ),
-    Metric(
-        "top1_agreement",
-        "Top-1 agreement",
-        "share of tokens",
-        "top-1 agreement",
-        higher_is_better=True,
-        share=True,
-    ),
-    Metric(
-        "perplexity",
-        "Perplexity",
-        "of the teacher's text",
-        "perplexity of the teacher's text",
-        higher_is_better=False,
-    ),
-    Metric(
-        "nats_per_byte",
-        "Cross-entropy",
-        "nats per byte of the teacher's answers",
-        "cross-entropy of the teacher's answers, nats per byte",
-        higher_is_better=False,
-    ),
-    Metric(
-        "pass_at_1",
-        "Problems solved",
-        "by one answer (pass@1)",
-        "problems solved by one answer",
-        higher_is_better=True,
-        share=True,
-    ),
-)
-SOLVED = "pass_at_1"
 PROBLEMS = ". It does not count: how many problems are solved is another question than closeness"
 CLOSENESS = (
     ". It does not count: the student learned to solve problems, and its teacher's mistakes are "
@@ -110,6 +40,8 @@ class Comparison:
     Attributes:
         difference: the student less the other arm, paired prompt by prompt.
         objection: why it says nothing on closeness to the teacher, empty if it does; see `compare`.
+        over_seeds: the same difference paired seed by seed, where there are several.
+        seeds: how many.
     """
 
     metric: Metric
@@ -117,19 +49,30 @@ class Comparison:
     other: Interval
     difference: Interval
     objection: str = ""
+    over_seeds: Interval | None = None
+    seeds: int = 1
 
     @property
     def order(self) -> Order:
-        """Better or worse only where the interval of the paired difference leaves out zero.
+        """Better or worse only where the intervals of the paired difference leave out zero.
 
         Both arms answer the same prompts. Their own intervals hold the spread of the prompts
-        twice, and may overlap where prompt after prompt one arm is ahead.
+        twice, and may overlap where prompt after prompt one arm is ahead. Over seeds it must lie
+        on the same side.
         """
-        if self.difference.high < 0:
+        every = [self.difference, *([self.over_seeds] if self.over_seeds else [])]
+        if all(one.high < 0 for one in every):
             return "worse" if self.metric.higher_is_better else "better"
-        if self.difference.low > 0:
+        if all(one.low > 0 for one in every):
             return "better" if self.metric.higher_is_better else "worse"
         return "unclear"
+
+    @property
+    def amount(self) -> str:
+        """How far apart the two are: over all seeds, with half of the wider interval."""
+        every = [self.difference, *([self.over_seeds] if self.over_seeds else [])]
+        margin = max((one.high - one.low) / 2 for one in every)
+        return self.metric.amount(every[-1].value, margin)
 
     def sentence(self, other: str) -> str:
         """The comparison in words."""
@@ -137,10 +80,14 @@ class Comparison:
             f"{self.metric.show(self.student)} against {self.metric.show(self.other)}, "
             f"prompt by prompt {self.metric.change(self.difference)}"
         )
+        holds = "that interval holds"
+        if self.over_seeds:
+            numbers += f", over {self.seeds} seeds {self.metric.change(self.over_seeds)}"
+            holds = "one of these two intervals holds"
         ending = {
             "better": f"the student is better than {other}",
             "worse": f"the student is worse than {other}",
-            "unclear": "that interval holds zero, so no difference is shown",
+            "unclear": f"{holds} zero, so no difference is shown",
         }[self.order]
         label = self.metric.label[0].upper() + self.metric.label[1:]
         return f"{label}: {numbers}; {ending}{self.objection}."
@@ -164,13 +111,21 @@ class Conclusion:
 
 
 def compare(
-    student: Arm, other: Arm, difference: Arm, teacher: Arm, evaluation: Evaluation
+    student: Arm,
+    other: Arm,
+    difference: Arm,
+    teacher: Arm,
+    evaluation: Evaluation,
+    over: tuple[Arm, int] | None = None,
 ) -> tuple[Comparison, ...]:
     """The student against another arm, by every metric that both have.
 
     Perplexity of the teacher's text is least for the distribution that the text was drawn from.
     That is the teacher's only if it was drawn as it is, at temperature 1; and even then lower
     means closer only down to the teacher's own. Elsewhere it is shown and does not count.
+
+    Args:
+        over: the difference over several seeds, and how many.
     """
     found = []
     for metric in METRICS:
@@ -186,7 +141,8 @@ def compare(
             objection = SHARPENED.format(**vars(evaluation), cut=cut)
         elif metric.field == "perplexity" and own and min(mine.value, theirs.value) < own.value:
             objection = BELOW
-        found.append(Comparison(metric, mine, theirs, change, objection))
+        several = (metric.of(over[0]), over[1]) if over else (None, 1)
+        found.append(Comparison(metric, mine, theirs, change, objection, *several))
     return tuple(found)
 
 
@@ -194,7 +150,9 @@ def _against(facts: ReportFacts, name: str, other: Arm | None) -> tuple[Comparis
     difference = facts.differences.get(name)
     if other is None or difference is None:
         return ()
-    return compare(facts.student, other, difference, facts.teacher, facts.evaluation)
+    seeds = facts.seeds
+    over = (seeds.differences[name], seeds.count) if seeds and name in seeds.differences else None
+    return compare(facts.student, other, difference, facts.teacher, facts.evaluation, over)
 
 
 def outcome(comparisons: tuple[Comparison, ...]) -> Outcome:
@@ -209,24 +167,50 @@ def outcome(comparisons: tuple[Comparison, ...]) -> Outcome:
     return "hurt" if "worse" in orders else "not shown"
 
 
+def together(outcomes: Iterable[Outcome]) -> Outcome:
+    """What the outcomes against several control arms say: it helped if it did against each."""
+    found = {one for one in outcomes if one != "not measured"}
+    if not found:
+        return "not measured"
+    if "mixed" in found or {"helped", "hurt"} <= found:
+        return "mixed"
+    if found == {"helped"}:
+        return "helped"
+    return "hurt" if "hurt" in found else "not shown"
+
+
 HEADLINES: dict[Outcome, str] = {
-    "helped": "Distillation helped, judged by {better}: learning from the teacher's distribution "
+    "helped": "Distillation helped by {better}: learning from the teacher's distribution "
     "brought the student closer to the teacher than equal training on the teacher's text alone.",
-    "hurt": "Distillation did not help, judged by {worse}: equal training on the teacher's text "
-    "alone brought the control arm closer to the teacher.",
+    "hurt": "Distillation did not help: equal training on the teacher's text alone brought the "
+    "control arm closer to the teacher, by {worse}.",
     "mixed": "Mixed: the student is better than the control arm by {better}, and worse by {worse}.",
     "not shown": "Not shown: student and control arm cannot be told apart on these prompts, so "
     "this run gives no evidence that distillation helped.",
     "not measured": "Not measured: without a control arm this report cannot say whether "
     "distillation helped.",
 }
+SEVERAL: dict[Outcome, str] = {
+    "helped": "Distillation helped against every control arm",
+    "hurt": "Distillation did not help",
+    "mixed": "Mixed",
+    "not shown": "Not shown against every control arm",
+    "not measured": "Not measured",
+}
+EACH: dict[Outcome, str] = {
+    "helped": "against the {name} it helped by {better}",
+    "hurt": "against the {name} it did not help, which is ahead by {worse}",
+    "mixed": "against the {name} it is better by {better}, and worse by {worse}",
+    "not shown": "from the {name} it cannot be told apart",
+    "not measured": "the {name} was not measured",
+}
 
 
 SOLVING: dict[Outcome, str] = {
-    "helped": "Checking helped: learning from right answers alone made the student solve more "
-    "problems than equal training on all of the teacher's answers.",
+    "helped": "Checking helped by {better}: learning from right answers alone made the student "
+    "solve more problems than equal training on all of the teacher's answers.",
     "hurt": "Checking did not help: equal training on all of the teacher's answers made the "
-    "control arm solve more problems.",
+    "control arm solve more problems, by {worse}.",
     "mixed": "",  # one measure cannot contradict itself
     "not shown": "Not shown: student and control arm cannot be told apart on these problems, so "
     "this run gives no evidence that checking the answers helped.",
@@ -238,11 +222,8 @@ AGAINST_THE_TEACHER: dict[Order, str] = {
     "worse": "It solves fewer of these problems than its teacher.",
     "unclear": "It cannot be told apart from its teacher in how many of these problems it solves.",
 }
-# The control arm can end below its start. To be ahead of it is then no gain.
-IN_VAIN = (
-    "Not shown: the student is ahead of the control arm by {better}, but training did not make it "
-    "better than it was."
-)
+# A control arm can end below its start. To be ahead of it is then no gain.
+IN_VAIN = "Not shown: training did not make the student better than it was, though {lead}."
 TRAINING: dict[Outcome, str] = {
     "helped": "Training itself helped: the student is better than before training.",
     "hurt": "Training itself did harm: the student is worse than before training.",
@@ -253,52 +234,89 @@ TRAINING: dict[Outcome, str] = {
 
 
 def conclude(facts: ReportFacts) -> Conclusion:
-    """Judge the student against the control arm, then against its own start.
+    """Judge the student against each control arm, then against its own start.
 
-    1. Compare with the control arm by every metric; the outcome is what they say together.
-    2. Say whether both arms had the same steps and tokens: only then is the comparison fair.
+    1. Compare with a control arm by every metric; the outcome is what they say together. Say what
+       both arms had: steps, tokens and seconds.
+    2. What is said of all control arms is the least that is true against each.
     3. Compare with the untrained student: a training that changed nothing has not helped.
     4. Where problems are to be solved, compare with the teacher.
     """
     sentences: list[str] = []
     # 1.
-    against = _against(facts, "control", facts.control)
-    sentences += [found.sentence("the control arm") for found in against]
+    against = [(one, _against(facts, one.name, one.quality)) for one in facts.controls]
+    for control, found in against:
+        sentences += [one.sentence(f"the {control.words}") for one in found]
+        if found:
+            sentences.append(_budget(facts.training, control))
+    if facts.seeds and against:
+        sentences.append(OVER_SEEDS.format(count=facts.seeds.count))
     # 2.
-    if against:
-        sentences.append(_budget(facts.training.student, facts.training.control))
+    result = together(outcome(found) for _, found in against)
+    headline = _headline(facts, against, result)
     # 3.
     since = outcome(_against(facts, "untrained", facts.untrained))
     sentences.append(TRAINING[since])
-    result = outcome(against)
-    headline = (SOLVING if facts.evaluation.solving else HEADLINES)[result]
     if result == "helped" and since in ("hurt", "not shown"):
-        result, headline = "not shown", IN_VAIN
+        result, headline = "not shown", IN_VAIN.format(lead=_leads(against))
     # 4.
     if facts.evaluation.solving:
         lead = [one for one in _against(facts, "teacher", facts.teacher) if not one.objection]
         sentences += [one.sentence("the teacher") for one in lead]
         headline = " ".join([headline, *(AGAINST_THE_TEACHER[one.order] for one in lead)])
-    better, worse = _names(against, "better"), _names(against, "worse")
-    return Conclusion(result, headline.format(better=better, worse=worse), tuple(sentences))
+    return Conclusion(result, headline, tuple(sentences))
 
 
-def _names(against: tuple[Comparison, ...], order: Order) -> str:
-    names = [one.metric.label for one in against if not one.objection and one.order == order]
-    names = [name.partition(",")[0] for name in names]
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+OVER_SEEDS = (
+    "Student and control arms were trained {count} times in other orders, each pair in the same; "
+    "the intervals over seeds are Student's t of {count} differences. The released student is the "
+    "first, not the best."
+)
+Against = Sequence[tuple[Control, tuple[Comparison, ...]]]
 
 
-def _budget(student: Run, control: Run | None) -> str:
-    if control is None:
-        return "The budget of the control arm is not recorded: the comparison may not be equal."
-    if (student.steps, student.tokens) == (control.steps, control.tokens):
+def _headline(facts: ReportFacts, against: Against, result: Outcome) -> str:
+    if len(against) > 1:
+        return f"{SEVERAL[result]}: {'; '.join(_each(*one) for one in against)}."
+    (found,) = [found for _, found in against] or [()]
+    words = SOLVING if facts.evaluation.solving else HEADLINES
+    return words[result].format(better=_amounts(found, "better"), worse=_amounts(found, "worse"))
+
+
+def _each(control: Control, found: tuple[Comparison, ...]) -> str:
+    return EACH[outcome(found)].format(
+        name=control.words, better=_amounts(found, "better"), worse=_amounts(found, "worse")
+    )
+
+
+def _leads(against: Against) -> str:
+    return " and ".join(
+        f"it is ahead of the {control.words} by {_amounts(found, 'better')}"
+        for control, found in against
+    )
+
+
+def _amounts(against: tuple[Comparison, ...], order: Order) -> str:
+    found = [one.amount for one in against if not one.objection and one.order == order]
+    return " and ".join(filter(None, [", ".join(found[:-1]), *found[-1:]]))
+
+
+def _budget(student: Run, control: Control) -> str:
+    """What both arms had: only then can a reader judge the comparison."""
+    run = control.run
+    if control.equal != "steps":
+        return (
+            f"The {control.words} had {run.steps:,} steps on {run.tokens:,} tokens in "
+            f"{duration(run.seconds)}, the student {student.steps:,} steps on {student.tokens:,} "
+            f"tokens in {duration(student.seconds)}."
+        )
+    if (student.steps, student.tokens) == (run.steps, run.tokens):
         return (
             f"Both arms start from the same weights and had {student.steps:,} steps on "
             f"{student.tokens:,} tokens."
         )
     return (
         f"The budgets differ: student {student.steps:,} steps on {student.tokens:,} tokens, "
-        f"control arm {control.steps:,} steps on {control.tokens:,} tokens. Part of a "
-        "difference may come from that."
+        f"control arm {run.steps:,} steps on {run.tokens:,} tokens. Part of a difference may come "
+        "from that."
     )

@@ -168,7 +168,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Sizes:
-    """As `Speeds`. The control arm and the untrained student have the student's shape."""
+    """As `Speeds`. Control arms and the untrained student have the student's shape."""
 
     teacher: Size | None
     student: Size
@@ -198,12 +198,55 @@ class Run:
     losses: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True)
-class Training:
-    """The student's run, and the control arm's where there is one."""
+Positions = tuple[tuple[int, float, int], ...]  # position in the answer, agreement, answers
 
-    student: Run
-    control: Run | None = None
+
+@dataclass(frozen=True)
+class Control:
+    """A control arm: the student's start, trained by cross-entropy.
+
+    Attributes:
+        name: of its stage.
+        equal: what it had as much of as the student: `steps`, `time` or `time-with-signals`.
+        quality: on the held-out prompts.
+        run: its training.
+        by_position: top-1 agreement at each position of the answer.
+    """
+
+    name: str
+    equal: str
+    quality: Arm
+    run: Run
+    by_position: Positions = ()
+
+    @property
+    def words(self) -> str:
+        """What it is called in a sentence."""
+        return f"control arm{OF_EQUAL[self.equal]}"
+
+
+OF_EQUAL = {
+    "steps": "",
+    "time": " of equal time",
+    "time-with-signals": " of equal time, signals counted",
+}
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The arms trained several times, in other orders, and measured on the same prompts.
+
+    Intervals are of the mean over seeds, by Student's t.
+
+    Attributes:
+        count: how often each was trained.
+        arms: quality by name, `student` among them.
+        differences: the student less the model named, paired seed by seed.
+    """
+
+    count: int
+    arms: Mapping[str, Arm]
+    differences: Mapping[str, Arm]
 
 
 @dataclass(frozen=True)
@@ -237,26 +280,26 @@ class Importance:
     layers: tuple[Layer, ...]
 
 
-Positions = tuple[tuple[int, float, int], ...]  # position in the answer, agreement, answers
-
-
 @dataclass(frozen=True)
 class AgreementByPosition:
     """Top-1 agreement at each position of the answer, from 0, and how many answers reach it."""
 
     student: Positions
-    control: Positions = ()
     untrained: Positions = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One held-out prompt and what each model wrote."""
+    """One held-out prompt and what each model wrote.
+
+    Attributes:
+        controls: of the control arms, in their order.
+    """
 
     prompt: str
     teacher: str
     student: str
-    control: str | None = None
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -405,10 +448,12 @@ class ReportFacts:
         name: of the released model.
         system: system message that every prompt carries, None for none.
         shots: answered questions that the teacher was shown before each prompt.
-        teacher, student, untrained, control: quality on the held-out prompts. `untrained` is the
-            student before training, `control` the same student trained by plain cross-entropy.
-        differences: the student less `untrained` and less `control`, paired prompt by prompt; and
-            less the teacher in the problems solved, where they were measured.
+        teacher, student, untrained: quality on the held-out prompts. `untrained` is the student
+            before training.
+        controls: the same student trained by plain cross-entropy.
+        differences: the student less `untrained` and less each control arm by its name, paired
+            prompt by prompt; and less the teacher in the problems solved, where they were measured.
+        seeds: the same over several trainings, where the recipe asks for them.
         method: how the student was made, one string a paragraph.
         terms: the terms-verdict predicate.
         speed: None where no build was made.
@@ -417,6 +462,7 @@ class ReportFacts:
         limits: what the reader must not conclude, one sentence each.
         recipe: the recipe as run.
         elsewhere: a sentence for each stage that was made on another machine or other versions.
+        training: the student's run.
         base_model: what the student was cut from; None: the teacher. base_terms: its terms-verdict
             predicate.
         costs: predicted against actual, where the recipe has a budget.
@@ -431,12 +477,12 @@ class ReportFacts:
     teacher: Arm
     student: Arm
     untrained: Arm
-    control: Arm | None
+    controls: tuple[Control, ...]
     differences: Mapping[str, Arm]
     evaluation: Evaluation
     speed: Speeds | None
     sizes: Sizes
-    training: Training
+    training: Run
     importance: Importance
     method: tuple[str, ...]
     agreement_by_position: AgreementByPosition
@@ -455,6 +501,7 @@ class ReportFacts:
     base_terms: Json | None = None
     costs: Costs | None = None
     teachers: tuple[Share, ...] = ()
+    seeds: Seeds | None = None
 
     @property
     def larger(self) -> str:

@@ -25,10 +25,11 @@ from overproof.release import solve  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.export import write_loaded  # noqa: E402
 from overproof.release.speed import measure  # noqa: E402
-from overproof.release.tally import BY_POSITION, DIFFERENCES, TEACHER  # noqa: E402
+from overproof.release.tally import BY_POSITION, DIFFERENCES, STUDENT, TEACHER  # noqa: E402
 from overproof.release.targets import find  # noqa: E402
 from overproof.release.text_quality import Said, evaluate_text, heldout  # noqa: E402
 from overproof.student import initial as first  # noqa: E402
+from overproof.student.arms import stage_name  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
@@ -40,32 +41,64 @@ from overproof.teacher.routing import Load, by_teacher, role  # noqa: E402
 from overproof.teacher.sample import sampler  # noqa: E402
 
 RESULT = "evaluation.json"
-SPEAKERS = ("student", "control")  # whose answers are shown beside the teacher's
+UNTRAINED = "untrained"
 SPEED_TARGET = "gguf-q8_0"  # teacher and student are timed in the same engine and type
+
+
+def evaluations(
+    load: Load,
+    samples: Artifact,
+    start: Artifact,
+    students: Sequence[Artifact],
+    controls: Mapping[str, Sequence[Artifact]],
+    recipe: Recipe,
+    speakers: Mapping[str, Input],
+    store: Path,
+) -> tuple[Artifact, ...]:
+    """The stages `evaluation`, one a seed: all arms of that seed against the teacher."""
+    return tuple(
+        evaluation(
+            load,
+            samples,
+            start,
+            {STUDENT: student} | {name: found[turn] for name, found in controls.items()},
+            recipe,
+            speakers,
+            store,
+            turn,
+        )
+        for turn, student in enumerate(students)
+    )
 
 
 def evaluation(
     load: Load,
     samples: Artifact,
-    arms: Mapping[str, Artifact],
+    start: Artifact,
+    trained: Mapping[str, Artifact],
     recipe: Recipe,
     speakers: Mapping[str, Input],
     store: Path,
+    turn: int = 0,
 ) -> Artifact:
     """The stage `evaluation`: every arm against the teacher, and answers side by side.
 
     Args:
-        arms: `untrained` (the initial student), `student`, and `control` if it was trained.
+        start: the untrained student.
+        trained: `student`, and the control arms by name.
         speakers: what stands for the models that `load` loads, by role: the teachers, or the base
             in whose tokens a remote teacher's answers are.
+        turn: which of the seeds; what is no arm is measured with the first, and answers are shown
+            of it.
     """
     remote = recipe.teacher.endpoint is not None
+    arms = trained if turn else {UNTRAINED: start, **trained}
 
     def make(work: Work) -> Json:
         teacher, answers = load(), read(samples)
-        vocabulary = Vocabulary.load(arms["untrained"].path)
-        shown = answers.heldout[: recipe.evaluate.answers]
-        loud = {name: first.load_model(arms[name].path) for name in SPEAKERS if name in arms}
+        vocabulary = Vocabulary.load(start.path)
+        shown = [] if turn else answers.heldout[: recipe.evaluate.answers]
+        loud = {name: first.load_model(arm.path) for name, arm in trained.items() if shown}
         said = _side_by_side(teacher, answers, shown, vocabulary, loud, recipe)
         del loud
         ready = (lambda model: model) if recipe.evaluate.exact else mixed  # drops what it copies
@@ -74,7 +107,8 @@ def evaluation(
             heard = heldout(samples, answers, teacher, recipe) if remote else None
             result = _against(load, answers, heard, vocabulary, models, recipe, progress)
         if solve.checked(answers):
-            solve.add(result, _rates(load, answers, vocabulary, arms, recipe, work), recipe)
+            solvers = arms if turn else {TEACHER: None, **arms}
+            solve.add(result, _rates(load, answers, vocabulary, solvers, recipe, work), recipe)
         result["answers"] = said
         result["tokens"] = sum(len(example.answer) for example in answers.heldout)
         result["prompts"] = len(answers.heldout)
@@ -91,8 +125,11 @@ def evaluation(
         "sequence_length": recipe.train.sequence_length,
         "sample": recipe.sample.model_dump(),
     }
-    inputs: dict[str, Input] = {"samples": samples, **arms, **speakers}
-    return build(store, "evaluation", inputs=inputs, config=config, make=make, layer="release")
+    inputs: dict[str, Input] = {"samples": samples, UNTRAINED: start, **trained, **speakers}
+    name = stage_name("evaluation", turn)
+    return build(
+        store, "evaluation", inputs=inputs, config=config, make=make, name=name, layer="release"
+    )
 
 
 def _against(
@@ -138,18 +175,25 @@ def _rates(
     load: Load,
     answers: Answers,
     vocabulary: Vocabulary,
-    arms: Mapping[str, Artifact],
+    solvers: Mapping[str, Artifact | None],
     recipe: Recipe,
     work: Work,
 ) -> dict[str, solve.Rates]:
-    """How often teacher and arms solve each held-out problem."""
+    """How often each solves each held-out problem.
+
+    Args:
+        solvers: arms by name; None: the teacher.
+    """
     folder = work.scratch("solving")
-    if recipe.teacher.endpoint:
-        rates = {TEACHER: solve.judged(load(), answers)}
-    else:
-        rates = {TEACHER: _teachers_rates(load, answers, recipe, folder)}
-    teacher = load()
-    for name, arm in arms.items():
+    rates = dict[str, solve.Rates]()
+    for name, arm in solvers.items():
+        if arm is None and recipe.teacher.endpoint:
+            rates[name] = solve.judged(load(), answers)
+            continue
+        if arm is None:
+            rates[name] = _teachers_rates(load, answers, recipe, folder)
+            continue
+        teacher = load()
         model = first.load_model(arm.path)
         if fast_dtype(model) == torch.bfloat16:
             model = halved(model)

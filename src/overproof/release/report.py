@@ -13,8 +13,9 @@ from markupsafe import Markup
 from overproof.core.digest import pretty
 from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import charts, words
-from overproof.release.conclusion import METRICS, Conclusion, Metric, conclude
+from overproof.release.conclusion import Conclusion, conclude
 from overproof.release.facts import Json, Layer, ReportFacts, Run, Speeds, clean, plain
+from overproof.release.metrics import METRICS, Metric
 
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -51,14 +52,19 @@ LIMITS = (
     "The numbers hold for the held-out prompts of this task; elsewhere the student may be far "
     "worse.",
     "Agreement with the teacher is not correctness: the student repeats the teacher's mistakes.",
-    "The intervals cover the choice of prompts, not other seeds: each model was trained once.",
     "Speed and memory are those of one machine and one engine.",
 )
-OF_THE_CONTROL_ARM = (
-    "The student was trained on KL and the control arm on the teacher's text, so KL favours the "
+OF_ONE_SEED = (
+    "The intervals cover the choice of prompts, not other seeds: each model was trained once."
+)
+OF_SEVERAL_SEEDS = (
+    "The seeds change the order of the training data, and not the teacher's answers or the student "
+    "that training starts from: those were drawn once."
+)
+OF_A_CONTROL_ARM = (
+    "The student was trained on KL and a control arm on the teacher's text, so KL favours the "
     "student and perplexity the control arm. Read both."
 )
-
 
 OF_A_REMOTE = (
     "The teacher answered behind an endpoint. Which model that was is the service's own word: its "
@@ -93,10 +99,11 @@ def to_json(facts: ReportFacts) -> Json:
 
 def all_limits(facts: ReportFacts) -> tuple[str, ...]:
     """The limits of every report, that of a control arm if there is one, and this report's own."""
-    apart = facts.control is not None and not facts.evaluation.solving
-    control = (OF_THE_CONTROL_ARM,) if apart else ()
+    seeds = OF_ONE_SEED if facts.seeds is None else OF_SEVERAL_SEEDS
+    apart = facts.controls and not facts.evaluation.solving
+    control = (OF_A_CONTROL_ARM,) if apart else ()
     remote = () if facts.teacher_model.remote is None else OF_A_REMOTE
-    return (*LIMITS, *control, *remote, *facts.limits)
+    return (*LIMITS, seeds, *control, *remote, *facts.limits)
 
 
 def render(facts: ReportFacts) -> str:
@@ -113,6 +120,7 @@ def render(facts: ReportFacts) -> str:
             metrics=metrics(facts),
             conclusion=conclude(facts),
             runs=runs(facts),
+            seeds=seeds(facts),
             dropped=dropped(facts),
             shapes=shapes(facts),
             costs=costs(facts),
@@ -168,7 +176,7 @@ def arms(facts: ReportFacts) -> list[tuple[str, str, Any]]:
     rows = [
         ("teacher", "Teacher", facts.teacher),
         ("student", "Student", facts.student),
-        ("control", "Control arm", facts.control),
+        *((one.name, sentence_case(one.words), one.quality) for one in facts.controls),
         ("untrained", "Untrained student", facts.untrained),
     ]
     return [
@@ -185,8 +193,22 @@ def metrics(facts: ReportFacts) -> list[Metric]:
 
 def runs(facts: ReportFacts) -> list[tuple[str, Run]]:
     """Label and numbers of each training run."""
-    rows = [("Student", facts.training.student), ("Control arm", facts.training.control)]
-    return [(label, run) for label, run in rows if run is not None]
+    controls = [(sentence_case(one.words), one.run) for one in facts.controls]
+    return [("Student", facts.training), *controls]
+
+
+def sentence_case(text: str) -> str:
+    """The text with a capital at its beginning."""
+    return text[0].upper() + text[1:]
+
+
+def seeds(facts: ReportFacts) -> list[tuple[str, Any, Any]]:
+    """Label of each arm trained several times, its means, and the student's lead over it."""
+    found = facts.seeds
+    if found is None:
+        return []
+    names = {"student": "Student"} | {one.name: sentence_case(one.words) for one in facts.controls}
+    return [(label, found.arms[name], found.differences.get(name)) for name, label in names.items()]
 
 
 def dropped(facts: ReportFacts) -> list[Layer]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray  # noqa: E402
 from overproof.core.artifact import Json  # noqa: E402
 from overproof.core.console import meter, note  # noqa: E402
 from overproof.core.recipe import Recipe  # noqa: E402
-from overproof.release.tally import DIFFERENCES, STUDENT, TEACHER, Estimate  # noqa: E402
+from overproof.release.tally import DIFFERENCES, STUDENT, Estimate  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers  # noqa: E402
 from overproof.teacher.checkers.pool import Case, judge  # noqa: E402
@@ -141,7 +141,7 @@ def judged(base: Teacher, answers: Answers) -> Rates:
 
 def add(result: Json, rates: Mapping[str, Rates], recipe: Recipe) -> None:
     """Put pass@1 beside what else was measured, and the student's lead over each other model."""
-    count = len(rates[TEACHER])
+    count = len(rates[STUDENT])
     config = recipe.evaluate
     draws = np.random.default_rng(recipe.seed).integers(0, count, (config.bootstrap, count))
     one = np.ones(count)

@@ -48,6 +48,14 @@ def signed(value: float, *, share: bool = False) -> str:
     return text if float(value) == 0 else f"{'+' if value > 0 else MINUS}{text}"
 
 
+def within(value: float, margin: float) -> str:
+    """A number and how far it may be off, which has two digits, such as `1.350 ± 0.031`."""
+    if not SMALLEST < margin < LONG:
+        return f"{measured(value)} ± {measured(margin)}"
+    digits = max(0, 1 - math.floor(math.log10(float(f"{margin:.2g}"))))
+    return f"{value:,.{digits}f} ± {margin:,.{digits}f}"
+
+
 def count(value: int | None) -> str:
     """A whole number, thousands grouped."""
     return NONE if value is None else f"{value:,}"

@@ -1,18 +1,19 @@
-"""Training as a stage: the student, and the control arm that says whether distilling helped."""
+"""Training as a stage: the student, and the control arms that say whether distilling helped."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overproof.core import device, host
 from overproof.core.artifact import Artifact, Input, Json, Work, build
 from overproof.core.console import meter
 from overproof.core.methods import CrossEntropy
 from overproof.core.recipe import Recipe
-from overproof.core.sections import TrainConfig
+from overproof.core.sections import Control, TrainConfig
 from overproof.student import initial as first
 from overproof.student import steplog
 from overproof.student.examples import TrainSet, build_train_set
@@ -26,11 +27,11 @@ from overproof.teacher.cache import SignalCache
 from overproof.teacher.forward import packs
 from overproof.teacher.local import Teacher
 
-CONTROL = "control"
+STUDENT, CONTROL = "student", "control"
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
 
 
-def student(
+def students(
     load: Callable[[], Teacher],
     start: Artifact,
     samples: Artifact,
@@ -38,8 +39,8 @@ def student(
     recipe: Recipe,
     resource: Input,
     store: Path,
-) -> Artifact:
-    """The stage `student`: the recipe's divergence from the cached signals.
+) -> tuple[Artifact, ...]:
+    """The stages `student`: the recipe's divergence from the cached signals, once a seed.
 
     Args:
         signals: None: it learns from the teacher's text alone.
@@ -51,16 +52,94 @@ def student(
     if recipe.train.on_policy:
         inputs["teacher"] = resource
     judging = load if recipe.train.on_policy else None
-    return _arm(_Arm("student", start, samples, recipe, signals, judging), inputs, store)
+    return tuple(
+        _arm(
+            _Arm(STUDENT, STUDENT, start, samples, recipe, recipe.train, turn, signals, judging),
+            inputs,
+            store,
+        )
+        for turn in range(recipe.train.seeds)
+    )
 
 
-def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> Artifact:
-    """The stage `control`: the same student and steps, cross-entropy on the teacher's text.
+def controls(
+    start: Artifact,
+    samples: Artifact,
+    signals: Artifact | None,
+    student: Artifact,
+    recipe: Recipe,
+    store: Path,
+) -> dict[str, tuple[Artifact, ...]]:
+    """The stages of the control arms by name: cross-entropy on the teacher's text, once a seed.
 
     Where the student has that too, for it learns from checked answers: on the unchecked ones.
+
+    1. That of equal steps comes first.
+    2. Its pace says how many steps fit the seconds that the student took; the number is part of
+       the configuration of the arms of equal time, whose inputs are what was measured.
+
+    Args:
+        student: of the first seed, as is all that is measured for this.
     """
-    inputs: dict[str, Input] = {"initial": start, "samples": samples}
-    return _arm(_Arm(CONTROL, start, samples, recipe), inputs, store)
+    made = dict[str, tuple[Artifact, ...]]()
+    entropy = plain(recipe.train)
+    for wanted in sorted(recipe.train.controls, key=lambda one: one.equal != "steps"):
+        inputs: dict[str, Input] = {"initial": start, "samples": samples}
+        config, clock = entropy, None
+        if wanted.equal != "steps":
+            # 2.
+            pace = made[CONTROL][0]
+            counted = signals if wanted.equal == "time-with-signals" else None
+            clock = clocked(student, pace, counted)
+            config = entropy.model_copy(update={"steps": clock["steps"]})
+            inputs |= {STUDENT: student, CONTROL: pace}
+            inputs |= {"signals": counted} if counted else {}
+        name = control_name(wanted)
+        made[name] = tuple(
+            _arm(
+                _Arm(CONTROL, name, start, samples, recipe, config, turn, clock=clock),
+                inputs,
+                store,
+            )
+            for turn in range(recipe.train.seeds)
+        )
+    return made
+
+
+def control_name(wanted: Control) -> str:
+    """Of the stage of a control arm, for the first seed."""
+    return CONTROL if wanted.equal == "steps" else f"{CONTROL}-{wanted.equal}"
+
+
+def stage_name(name: str, turn: int) -> str:
+    """Of an arm's stage for one of the seeds, counted from 0."""
+    return name if turn == 0 else f"{name}-seed-{turn + 1}"
+
+
+def clocked(student: Artifact, pace: Artifact, signals: Artifact | None) -> Json:
+    """How many steps of a control arm take as long as the student's training took.
+
+    Args:
+        pace: the control arm of equal steps.
+        signals: whose seconds count as well; None: none's.
+
+    Returns:
+        `steps`, and what they follow from: `seconds` to fill, and `seconds_per_step`.
+    """
+    seconds = training_seconds(student)
+    if signals is not None:
+        seconds += float(signals.manifest["times"]["seconds"])
+    each = training_seconds(pace) / int(pace.facts["steps"])
+    return {
+        "steps": max(1, round(seconds / each)),
+        "seconds": round(seconds, 3),
+        "seconds_per_step": round(each, 6),
+    }
+
+
+def training_seconds(arm: Artifact) -> float:
+    """Seconds of an arm's steps, without what comes before and after them."""
+    return float(arm.manifest["times"]["measured"]["seconds"])
 
 
 @dataclass(frozen=True)
@@ -68,26 +147,36 @@ class _Arm:
     """One training.
 
     Attributes:
+        kind: `student` or `control`. name: of its stage, for the first seed.
+        config: as the recipe's section, or with other steps and cross-entropy.
+        turn: which of the seeds, from 0.
         signals: None: it learns from the text alone.
         load: of the teacher that judges what the student says; None: none does.
+        clock: what its steps follow from, where they are not the recipe's; see `clocked`.
     """
 
     kind: str
+    name: str
     start: Artifact
     samples: Artifact
     recipe: Recipe
+    config: TrainConfig
+    turn: int
     signals: Artifact | None = None
     load: Callable[[], Teacher] | None = None
+    clock: Mapping[str, Any] | None = None
 
     @property
-    def config(self) -> TrainConfig:
-        """Its section of the recipe."""
-        return plain(self.recipe.train) if self.kind == CONTROL else self.recipe.train
+    def seed(self) -> int:
+        """Of its own draws; the first is the recipe's."""
+        return self.recipe.seed + self.turn
 
     @property
     def key(self) -> Json:
         """What the stage follows from, beside its inputs."""
-        key = {"train": self.config.model_dump(exclude={"control"}), "seed": self.recipe.seed}
+        train_ = self.config.model_dump(exclude={"controls", "seeds"})
+        key: Json = {"train": train_, "seed": self.seed}
+        key |= {"equal_time": dict(self.clock)} if self.clock else {}
         return key | ({"text": "unchecked"} if self.unchecked else {})
 
     @property
@@ -137,6 +226,7 @@ def signalled_set(
 
 def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
     recipe, config = arm.recipe, arm.config
+    name = stage_name(arm.name, arm.turn)
 
     def make(work: Work) -> Json:
         answers, start = read(arm.samples), first.load(arm.start.path)
@@ -144,26 +234,20 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         data = arm.data(examples, answers, start)
         judge = arm.judge(answers, start)
         device.release_memory()  # the projection's temporaries, before the workers need room
-        with meter(f"training {arm.kind}", config.steps, "steps") as progress:
+        with meter(f"training {name}", config.steps, "steps") as progress:
             done = train(
-                start.model,
-                examples,
-                config,
-                recipe.seed,
-                work.scratch("train"),
-                progress,
-                judge,
+                start.model, examples, config, arm.seed, work.scratch("train"), progress, judge
             )
-            steps_per_second = progress.rate
         work.measured["machine"] = host.machine()
-        work.measured["tokens_per_second"] = round(steps_per_second * done.tokens / config.steps, 1)
+        work.measured["seconds"] = round(done.seconds, 3)
+        work.measured["tokens_per_second"] = round(done.tokens / done.seconds, 1)
         asked = [key for key, _ in judge.prompts] if judge else []
         head = _write_log(work.folder / steplog.FILE, data, asked, arm, done)
         kind = KINDS[config.quantize.format] if config.quantize else None
         first.save_model(release(start.model, kind), work.folder, recipe.sample)
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            if (arm.start.path / name).is_file():
-                shutil.copyfile(arm.start.path / name, work.folder / name)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if (arm.start.path / file).is_file():
+                shutil.copyfile(arm.start.path / file, work.folder / file)
         return {
             "steps": config.steps,
             "tokens": done.tokens,
@@ -172,14 +256,16 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
             "step_log": head,
         }
 
-    return build(store, arm.kind, inputs=inputs, config=arm.key, make=make, layer="student")
+    return build(
+        store, arm.kind, inputs=inputs, config=arm.key, make=make, name=name, layer="student"
+    )
 
 
 def _write_log(path: Path, data: TrainSet, asked: Sequence[str], arm: _Arm, done: Trained) -> str:
     config = arm.config
     lines = steplog.lines(
         {**arm.key, "workers": done.workers},
-        record_keys(data, config, arm.recipe.seed, done.workers, asked),
+        record_keys(data, config, arm.seed, done.workers, asked),
         done.losses,
         [rate(config, step) for step in range(config.steps)],
         done.weights,

@@ -53,12 +53,14 @@ class Step(NamedTuple):
         tokens: that went through the student, padding left out.
         weights: digest of the fp32 weights before it, see `Flat`; None: not taken.
         said: digest of what the student said for it; None: it learned from the teacher's text.
+        seconds: since the step before it was known.
     """
 
     loss: float
     tokens: int
     weights: str | None = None
     said: str | None = None
+    seconds: float = 0.0
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Trained:
         workers: processes that share the steps.
         losses: of each step. tokens: of all steps.
         weights, said: digests of some steps, see `Step`; of the weights that after the last too.
+        seconds: of all steps; those that a kill lost, and that were done again, count once.
     """
 
     workers: int
@@ -76,6 +79,7 @@ class Trained:
     tokens: int = 0
     weights: dict[int, str] = field(default_factory=dict)
     said: dict[int, str] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
 
     def add(self, done: Step) -> None:
         """One step more."""
@@ -86,6 +90,7 @@ class Trained:
             self.said[number] = done.said
         self.losses.append(done.loss)
         self.tokens += done.tokens
+        self.seconds += done.seconds
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ def _work(
         done = _read_progress(last)
         worker.restore(last)
     worker.publish(start)
-    saved = time.monotonic()
+    saved = known = time.monotonic()
     cached = batches(data, config, task.seed)
     for step in range(config.steps):
         number = config.own_step(step)
@@ -272,10 +277,13 @@ def _work(
             said = (
                 None if batch is not None else sha256_bytes(bytes(shared.said.flatten().tolist()))
             )
-            found = Step(float(shared.loss.sum()), int(shared.tokens.sum()), weights, said)
+            before, known = known, time.monotonic()
+            found = Step(
+                float(shared.loss.sum()), int(shared.tokens.sum()), weights, said, known - before
+            )
             done.add(found)
             results.put(found)
-            shared.save[0] = time.monotonic() - saved > config.checkpoint_seconds
+            shared.save[0] = known - saved > config.checkpoint_seconds
         barrier.wait()
         worker.update(step)
         if shared.save[0]:

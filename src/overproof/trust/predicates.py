@@ -227,8 +227,21 @@ class Arm(Open):
     )
 
 
+class Seeds(Open):
+    """The arms trained several times in other orders of the data, and measured alike."""
+
+    count: Count = Field(description="how often each was trained")
+    arms: dict[str, Arm] = Field(description="means by name, with intervals over seeds")
+    differences: dict[str, Arm] = Field(
+        description="the student less the model named, paired seed by seed"
+    )
+
+
 class Evaluation(Open):
-    """Quality of the student against teacher, untrained student and control arm."""
+    """Quality of the student against teacher, untrained student and control arms.
+
+    Control arms beside that of equal steps stand under the names of their stages.
+    """
 
     student: Arm
     teacher: Arm | None = None
@@ -240,6 +253,7 @@ class Evaluation(Open):
     differences: dict[str, Arm] = Field(
         {}, description="the student less the model named, paired prompt by prompt"
     )
+    seeds: Seeds | None = Field(None, description="where the arms were trained several times")
 
 
 class ParityReceipt(Open):

@@ -142,9 +142,9 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_overrides_are_read_as_yaml(tmp_path: Path) -> None:
     path = written(tmp_path, SMALL)
-    overrides = ("train.steps=7", "train.control=false", "export.targets=[gguf-f16]", "seed = 2")
+    overrides = ("train.steps=7", "train.controls=[]", "export.targets=[gguf-f16]", "seed = 2")
     recipe = load_recipe(path, overrides)
-    assert (recipe.train.steps, recipe.train.control, recipe.seed) == (7, False, 2)
+    assert (recipe.train.steps, recipe.train.controls, recipe.seed) == (7, (), 2)
     assert recipe.export.targets == ("gguf-f16",)
 
 

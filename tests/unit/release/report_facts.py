@@ -10,6 +10,7 @@ from overproof.release.facts import (
     AgreementByPosition,
     Answer,
     Arm,
+    Control,
     Dataset,
     Evaluation,
     Importance,
@@ -26,7 +27,6 @@ from overproof.release.facts import (
     Speeds,
     Stage,
     TeacherModel,
-    Training,
 )
 
 ENGINE = "llama.cpp (xllamacpp) 2026.10"
@@ -86,6 +86,11 @@ def run(objective: str, floor: float, start: float) -> Run:
     return Run(objective, 600, 1_180_000, 612.4, 1927.0, losses)
 
 
+def control(quality: Arm, name: str = "control", equal: str = "steps", **changes: Any) -> Control:
+    text = run("cross-entropy on the teacher's text", 1.1, 6.0)
+    return Control(name, equal, quality, dataclasses.replace(text, **changes), positions(0.68, 0.1))
+
+
 def positions(high: float, drift: float) -> Positions:
     return tuple((k, high - drift * k / 96 + 0.03 * math.sin(k), 200 - 2 * k) for k in range(96))
 
@@ -116,7 +121,7 @@ def facts(**changes: Any) -> ReportFacts:
         teacher=Arm(Interval(0, 0, 0), Interval(1, 1, 1), interval(2.31, 0.07)),
         student=arm(0.512, 0.704, 3.61),
         untrained=arm(10.3, 0.024, 48211.0),
-        control=arm(0.741, 0.642, 4.12),
+        controls=(control(arm(0.741, 0.642, 4.12)),),
         differences={},
         evaluation=Evaluation(200, 15_873, 1000, 0.95, "bf16", 1.0, 1.0),
         speed=Speeds(
@@ -124,10 +129,7 @@ def facts(**changes: Any) -> ReportFacts:
             Speed(158.2, 1104.0, 121_000_000, 52_100_000, ENGINE, "q8_0", 1),
         ),
         sizes=Sizes(Size(134_515_008, 30, 49_152), Size(47_112_192, 12, 8_192)),
-        training=Training(
-            run("forward KL on cached signals", 0.45, 7.0),
-            run("cross-entropy on the teacher's text", 1.1, 6.0),
-        ),
+        training=run("forward KL on cached signals", 0.45, 7.0),
         importance=Importance("greedy-kl", "KL once it is dropped too, nats per token", layers),
         method=(
             "The teacher answered 4,000 certified prompts at temperature 0.7. Its 32 most likely "
@@ -135,7 +137,7 @@ def facts(**changes: Any) -> ReportFacts:
             "The student is the teacher with 12 of 30 layers and 8,192 of 49,152 tokens.",
         ),
         agreement_by_position=AgreementByPosition(
-            positions(0.74, 0.08), positions(0.68, 0.1), positions(0.02, -0.01)
+            positions(0.74, 0.08), positions(0.02, -0.01)
         ),
         answers=(
             Answer(
@@ -145,13 +147,12 @@ def facts(**changes: Any) -> ReportFacts:
                 "tell us and we will open an enquiry with the carrier.",
                 "I'm sorry that your parcel has not arrived. You can follow it with the tracking "
                 "number. If there is no news in three days, contact us.",
-                "Sorry about your parcel. Please check the tracking number.",
+                ("Sorry about your parcel. Please check the tracking number.",),
             ),
             Answer(
                 "Can I change the name on my ticket? <script>alert(1)</script>",
                 "Yes. <img src=x onerror=alert(2)> Open your booking & choose “change name”.",
                 "Yes, you can change the name in your booking. \u202eflip\u202c \x1b[31mred",
-                None,
             ),
         ),
         receipts=(
@@ -176,6 +177,7 @@ def facts(**changes: Any) -> ReportFacts:
     changed = dataclasses.replace(whole, **changes)
     if "differences" in changes:
         return changed
-    arms = {"untrained": changed.untrained, "control": changed.control}
-    found = {name: difference(changed.student, one) for name, one in arms.items() if one}
+    arms = {one.name: one.quality for one in changed.controls}
+    arms |= {"untrained": changed.untrained}
+    found = {name: difference(changed.student, one) for name, one in arms.items()}
     return dataclasses.replace(changed, differences=found)

@@ -109,7 +109,7 @@ def test_sections_numbers_and_proof(facts: ReportFacts) -> None:
         "**Distillation helped",
         "| decode, tokens per second | 61.4 | 158 | 2.58× |",
         "| threads, the fastest number | 2 | 1 | |",
-        "The control arm is the same student, trained for the same steps",
+        "A control arm is the same student, trained by cross-entropy on the teacher's text.",
         "≤ 0.02) | 98.7% (≥ 95.0%)",
         "overproof verify RELEASE --signer demo.pub",
         "d4" * 32,
@@ -155,7 +155,7 @@ def test_text_from_data_stays_text(facts: ReportFacts) -> None:
 
 def test_card_of_the_barest_release(facts: ReportFacts) -> None:
     bare = dataclasses.replace(
-        facts, control=None, receipts=(), heldout=None, system=None, terms={}, machine={}
+        facts, controls=(), receipts=(), heldout=None, system=None, terms={}, machine={}
     )
     card = render(bare, licence="MIT")
     headline = conclude(bare).headline

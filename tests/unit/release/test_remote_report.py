@@ -42,7 +42,9 @@ def remote(**changes: object) -> ReportFacts:
     arms = {"student": cross(0.8), "control": cross(1.0), "untrained": cross(1.4)}
     found = dataclasses.replace(
         whole,
-        **arms,
+        student=arms["student"],
+        untrained=arms["untrained"],
+        controls=(dataclasses.replace(whole.controls[0], quality=arms["control"], by_position=()),),
         teacher=Arm(),
         differences={
             name: report_facts.difference(arms["student"], arms[name])
@@ -96,9 +98,12 @@ def test_machines_read_null_for_what_is_unknown() -> None:
 def test_the_conclusion_is_on_the_answers_and_no_more() -> None:
     found = conclude(remote())
     assert found.outcome == "helped"
-    assert "judged by cross-entropy of the teacher's answers" in found.headline
+    assert (
+        "helped by 0.20 ± 0.10 nats per byte in cross-entropy of the teacher's answers"
+        in found.headline
+    )
     assert "on the teacher's text alone" in found.headline
-    alone = conclude(remote(control=None))
+    alone = conclude(remote(controls=()))
     assert alone.outcome == "not measured"
     assert any("better than before training" in line for line in alone.sentences)
 

@@ -27,6 +27,7 @@ from overproof.release.facts import (
     Interval,
     Layer,
     ReportFacts,
+    Seeds,
     TeacherModel,
     clean,
 )
@@ -64,8 +65,10 @@ class Page(HTMLParser):
 
 def test_json_holds_every_promised_key(facts: ReportFacts) -> None:
     found = to_json(facts)
-    for name in ("teacher", "student", "untrained", "control"):
-        assert set(found[name]) == {
+    arms = {name: found[name] for name in ("teacher", "student", "untrained")}
+    arms["control"] = found["controls"][0]["quality"]
+    for numbers in arms.values():
+        assert set(numbers) == {
             "kl_nats_per_token", "top1_agreement", "perplexity", "pass_at_1", "nats_per_byte",
         }  # fmt: skip
     assert found["student"]["kl_nats_per_token"].keys() == {"value", "low", "high"}
@@ -73,8 +76,8 @@ def test_json_holds_every_promised_key(facts: ReportFacts) -> None:
         "decode_tokens_per_second", "prefill_tokens_per_second", "peak_memory_bytes",
         "file_bytes", "engine", "type", "threads",
     }  # fmt: skip
-    assert found["training"]["student"]["losses"][0][0] == 1
-    assert found["training"]["control"]["steps"] == 600
+    assert found["training"]["losses"][0][0] == 1
+    assert found["controls"][0]["run"]["steps"] == 600
     assert found["importance"]["layers"][21] == {
         "layer": 21, "kept": False, "score": 0.02, "order": 1,
     }  # fmt: skip
@@ -95,8 +98,8 @@ def test_json_has_no_number_that_json_lacks(facts: ReportFacts) -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_control_arm_is_null_without_one(facts: ReportFacts) -> None:
-    assert to_json(dataclasses.replace(facts, control=None))["control"] is None
+def test_no_control_arms_are_an_empty_list(facts: ReportFacts) -> None:
+    assert to_json(dataclasses.replace(facts, controls=()))["controls"] == []
 
 
 def test_a_receipt_beyond_its_bounds_has_not_passed(facts: ReportFacts) -> None:
@@ -217,10 +220,9 @@ def test_ids_are_unique_and_links_inside_the_page_hold(page: str) -> None:
 
 def test_page_of_the_barest_release() -> None:
     bare = report_facts.facts(
-        control=None,
+        controls=(),
         system=None,
         untrained=Arm(),
-        training=dataclasses.replace(report_facts.facts().training, control=None),
         importance=Importance("even", "none", (Layer(0, True), Layer(1, False))),
         agreement_by_position=AgreementByPosition(()),
         answers=(),
@@ -238,21 +240,20 @@ def test_page_of_the_barest_release() -> None:
 def test_no_word_of_a_control_arm_that_was_not_trained() -> None:
     whole = report_facts.facts()
     bare = report_facts.facts(
-        control=None,
-        training=dataclasses.replace(whole.training, control=None),
+        controls=(),
         agreement_by_position=AgreementByPosition(positions(0.7, 0.1)),
-        answers=tuple(dataclasses.replace(one, control=None) for one in whole.answers),
+        answers=tuple(dataclasses.replace(one, controls=()) for one in whole.answers),
     )
     said = re.sub(r"\s+", " ", Page(render(bare)).text)
     headline = conclude(bare).headline
     assert headline in said
     assert "control arm" not in said.replace(headline, "").lower()
-    assert "The two losses" not in said
+    assert "The losses of" not in said
     assert "control arm" not in " ".join(to_json(bare)["limits"])
     page = render(whole)
-    assert "The control arm is the same student" in page
+    assert "A control arm is the same student" in page
     assert "perplexity the control arm" in page
-    assert "The two losses are different quantities" in page
+    assert "The losses of student and control arm are different quantities" in page
 
 
 def test_threads_and_other_machines_are_shown(facts: ReportFacts) -> None:
@@ -319,16 +320,14 @@ def test_positions_few_answers_reach_are_left_out() -> None:
 
 
 def test_a_loss_that_is_not_positive_still_draws(facts: ReportFacts) -> None:
-    run = dataclasses.replace(facts.training.student, losses=((1, 0.5), (2, 0.0)))
-    training = dataclasses.replace(facts.training, student=run)
-    assert charts.loss_curve(dataclasses.replace(facts, training=training))
+    run = dataclasses.replace(facts.training, losses=((1, 0.5), (2, 0.0)))
+    assert charts.loss_curve(dataclasses.replace(facts, training=run))
 
 
 def test_a_dollar_sign_is_a_dollar_sign(facts: ReportFacts) -> None:
-    run = dataclasses.replace(facts.training.student, objective="costs $5 and $6_x")
-    training = dataclasses.replace(facts.training, student=run)
+    run = dataclasses.replace(facts.training, objective="costs $5 and $6_x")
     assert "costs $5 and $6_x" in (
-        charts.loss_curve(dataclasses.replace(facts, training=training)) or ""
+        charts.loss_curve(dataclasses.replace(facts, training=run)) or ""
     )
 
 
@@ -348,16 +347,29 @@ def test_a_dollar_sign_is_a_dollar_sign(facts: ReportFacts) -> None:
     ],
 )
 def test_verdict(student: Arm, control: Arm | None, outcome: str) -> None:
-    found = conclude(report_facts.facts(student=student, control=control))
+    controls = (report_facts.control(control),) if control else ()
+    found = conclude(report_facts.facts(student=student, controls=controls))
     assert found.outcome == outcome
     assert found.headline.lower().startswith(
         {"helped": "distillation helped", "hurt": "distillation did not help"}.get(outcome, outcome)
     )
 
 
+def against(student: Arm, *controls: Arm, **more: object) -> ReportFacts:
+    """Facts of a student and control arms, the second of equal time."""
+    named = (("control", "steps"), ("control-time", "time"))
+    found = tuple(
+        report_facts.control(one, *name) for one, name in zip(controls, named, strict=False)
+    )
+    return report_facts.facts(student=student, controls=found, **more)
+
+
 def test_the_headline_names_the_measures_it_rests_on() -> None:
-    found = conclude(report_facts.facts(student=arm(0.5, 0.7, 3.6), control=arm(0.51, 0.64, 4.1)))
-    assert "judged by top-1 agreement and perplexity of the teacher's text" in found.headline
+    found = conclude(against(arm(0.5, 0.7, 3.6), arm(0.51, 0.64, 4.1)))
+    assert found.headline.startswith(
+        "Distillation helped by 6.0 ± 3.0 points in top-1 agreement and 0.50 ± 0.23 in "
+        "perplexity of the teacher's text: "
+    )
     assert any("no difference is shown" in sentence for sentence in found.sentences)
 
 
@@ -369,8 +381,7 @@ def test_the_paired_difference_decides(low: float, high: float, outcome: str) ->
     """The arms' own intervals overlap in each case: hard prompts are hard for both."""
     own = Arm(Interval(0.5, 0.1, 0.9))
     paired = {"control": Arm(Interval((low + high) / 2, low, high))}
-    facts = report_facts.facts(student=own, control=own, differences=paired)
-    assert conclude(facts).outcome == outcome
+    assert conclude(against(own, own, differences=paired)).outcome == outcome
 
 
 def test_a_difference_is_shown_with_its_sign() -> None:
@@ -381,17 +392,17 @@ def test_a_difference_is_shown_with_its_sign() -> None:
 
 def test_perplexity_below_the_teachers_own_does_not_count() -> None:
     # A control arm that sharpened beyond the teacher (2.31): lower is no longer closer.
-    sharp = conclude(report_facts.facts(student=arm(0.5, 0.7, 2.6), control=arm(0.7, 0.64, 2.1)))
+    sharp = conclude(against(arm(0.5, 0.7, 2.6), arm(0.7, 0.64, 2.1)))
     assert sharp.outcome == "helped"
     assert any("does not count" in sentence for sentence in sharp.sentences)
     # The same for a student: no credit for it either.
-    student = conclude(report_facts.facts(student=arm(0.5, 0.7, 2.1), control=arm(0.5, 0.7, 2.6)))
+    student = conclude(against(arm(0.5, 0.7, 2.1), arm(0.5, 0.7, 2.6)))
     assert student.outcome == "not shown"
 
 
 def test_perplexity_of_sharpened_text_does_not_count() -> None:
     """The control arm fits text drawn at 0.2 better; that is no closeness to the teacher."""
-    whole = report_facts.facts(student=arm(0.5, 0.7, 4.5), control=arm(0.7, 0.64, 4.1))
+    whole = against(arm(0.5, 0.7, 4.5), arm(0.7, 0.64, 4.1))
     assert conclude(whole).outcome == "mixed"
     drawn = dataclasses.replace(whole.evaluation, temperature=0.2, top_p=0.9)
     found = conclude(dataclasses.replace(whole, evaluation=drawn))
@@ -401,11 +412,82 @@ def test_perplexity_of_sharpened_text_does_not_count() -> None:
 
 def test_unequal_budgets_are_told(facts: ReportFacts) -> None:
     assert any("600 steps on 1,180,000 tokens" in s for s in conclude(facts).sentences)
-    assert facts.training.control is not None
-    shorter = dataclasses.replace(facts.training.control, steps=300)
-    training = dataclasses.replace(facts.training, control=shorter)
-    found = conclude(dataclasses.replace(facts, training=training))
+    shorter = report_facts.control(facts.controls[0].quality, steps=300)
+    found = conclude(dataclasses.replace(facts, controls=(shorter,)))
     assert any("budgets differ" in sentence for sentence in found.sentences)
+    timed = report_facts.control(
+        facts.controls[0].quality, "control-time", "time", steps=700, seconds=611.0
+    )
+    found = conclude(report_facts.facts(controls=(*facts.controls, timed)))
+    assert any(
+        "The control arm of equal time had 700 steps on 1,180,000 tokens in 10 min 11 s, the "
+        "student 600 steps on 1,180,000 tokens in 10 min 12 s." in one
+        for one in found.sentences
+    )
+
+
+@pytest.mark.parametrize(
+    ("equal_time", "outcome", "words_"),
+    [
+        (arm(0.9, 0.60, 4.3), "helped", "against the control arm of equal time it helped by 0.40"),
+        (arm(0.5, 0.70, 3.6), "not shown", "from the control arm of equal time it cannot be told"),
+        (arm(0.3, 0.80, 3.0), "mixed", "control arm of equal time it did not help, which is ahead"),
+    ],
+)
+def test_it_helped_if_it_did_against_every_control_arm(
+    equal_time: Arm, outcome: str, words_: str
+) -> None:
+    found = conclude(against(arm(0.5, 0.7, 3.6), arm(0.7, 0.64, 4.1), equal_time))
+    assert found.outcome == outcome
+    assert "against the control arm it helped by 0.200 ± 0.036 nats per token" in found.headline
+    assert words_ in found.headline
+
+
+@pytest.mark.parametrize(
+    ("half", "outcome"), [(0.05, "helped"), (0.19, "helped"), (0.21, "not shown")]
+)
+def test_a_lead_must_hold_over_seeds_too(half: float, outcome: str) -> None:
+    """The interval over prompts leaves out zero in each case."""
+    arms = {"student": Arm(interval(0.5, 0.1)), "control": Arm(interval(0.7, 0.1))}
+    lead = Arm(interval(-0.2, half))
+    whole = against(
+        arms["student"],
+        arms["control"],
+        differences={"control": Arm(interval(-0.21, 0.06))},
+        seeds=Seeds(3, arms, {"control": lead}),
+    )
+    found = conclude(whole)
+    assert found.outcome == outcome
+    assert "over 3 seeds −0.200 [" in found.sentences[0]
+    assert any("Student's t of 3 differences" in one for one in found.sentences)
+    if outcome == "helped":
+        margin = {0.05: "0.060", 0.19: "0.19"}[half]  # the wider of the two
+        assert (
+            f"helped by {0.2:.{len(margin) - 2}f} ± {margin} nats per token in KL" in found.headline
+        )
+    page, text = render(whole), card.render(whole, licence="MIT")
+    assert "Means over 3 seeds" in page
+    assert "Student less control arm" in page
+    assert "Means over 3 trainings" in text
+    for limits in (page, text):
+        assert "each model was trained once" not in limits
+        assert "The seeds change the order of the training data" in limits
+
+
+def test_charts_and_page_of_several_control_arms() -> None:
+    whole = against(
+        arm(0.5, 0.7, 3.6), arm(0.7, 0.64, 4.1), arm(0.6, 0.66, 4.0),
+        answers=(Answer("p", "t", "s", ("text of steps", "text of time")),),
+    )  # fmt: skip
+    drawn = {
+        name: " ".join(ET.fromstring(svg).itertext())  # noqa: S314
+        for name, svg in charts.all_charts(whole).items()
+    }
+    for name in ("loss", "speed", "position"):
+        assert "control, equal time" in drawn[name]
+    page = render(whole)
+    assert page.count("Control arm of equal time") == 3  # quality, answers, training
+    assert "text of time" in page
 
 
 @pytest.mark.parametrize(
@@ -424,13 +506,21 @@ def test_the_untrained_student_is_compared_too(untrained: Arm, words_: str) -> N
     # Ahead of the control arm, and no nearer to the teacher than before: that has helped nobody.
     in_vain = "harm" in words_ or "no effect" in words_
     assert found.outcome == ("not shown" if in_vain else "helped")
-    assert ("training did not make it better" in found.headline) == in_vain
+    assert ("training did not make the student better" in found.headline) == in_vain
 
 
 @pytest.mark.parametrize(
     ("control", "teacher", "outcome_", "words_"),
     [
-        (0.3, 0.2, "helped", ("Checking helped", "solves more of these problems than its teacher")),
+        (
+            0.3,
+            0.2,
+            "helped",
+            (
+                "Checking helped by 20.0 ± 5.0 points",
+                "solves more of these problems than its teacher",
+            ),
+        ),
         (0.3, 0.9, "helped", ("Checking helped", "solves fewer of these problems")),
         (0.7, 0.5, "hurt", ("Checking did not help", "cannot be told apart from its teacher")),
         (0.5, 0.2, "not shown", ("no evidence that checking", "solves more")),
@@ -441,15 +531,16 @@ def test_a_student_that_learned_to_solve_is_judged_by_that_alone(
 ) -> None:
     """In all of them it is nearer to the teacher than its control arm."""
 
-    def with_pass(arm_: Arm | None, value: float) -> Arm:
-        assert arm_ is not None
+    def with_pass(arm_: Arm, value: float) -> Arm:
         return dataclasses.replace(arm_, pass_at_1=interval(value, 0.04))
 
     plain = report_facts.facts()
     rates = {"control": control, "untrained": 0.0, "teacher": teacher}
     facts = report_facts.facts(
         student=with_pass(plain.student, 0.5),
-        **{name: with_pass(getattr(plain, name), value) for name, value in rates.items()},
+        untrained=with_pass(plain.untrained, 0.0),
+        teacher=with_pass(plain.teacher, teacher),
+        controls=(report_facts.control(with_pass(plain.controls[0].quality, control)),),
         differences={
             name: dataclasses.replace(
                 plain.differences.get(name, Arm()), pass_at_1=interval(0.5 - value, 0.05)
@@ -480,6 +571,14 @@ def test_measured(value: float | None, text: str) -> None:
     assert words.measured(value) == text
 
 
+def test_a_number_with_its_margin() -> None:
+    assert words.within(1.3496, 0.0312) == "1.350 ± 0.031"
+    assert words.within(1.35, 0.0996) == "1.35 ± 0.10"
+    assert words.within(48_211.3, 1450.0) == "48,211 ± 1,450"
+    assert words.within(0.5, 0.0) == "0.500 ± 0"
+    assert words.within(math.inf, math.nan) == "not finite ± not finite"
+
+
 def test_units() -> None:
     assert words.size(52_100_000) == "52.1 MB"
     assert words.size(2_340_000_000) == "2.34 GB"
@@ -501,7 +600,7 @@ def test_clean_leaves_ordinary_text_alone() -> None:
 
 
 def test_a_half_surrogate_in_an_answer_does_not_break_the_files(tmp_path: Path) -> None:
-    broken = report_facts.facts(answers=(Answer("p\ud83d", "t", "s", None),))
+    broken = report_facts.facts(answers=(Answer("p\ud83d", "t", "s"),))
     write_report(broken, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["answers"][0]["prompt"] == "p�"
 

@@ -111,7 +111,7 @@ def test_the_teacher_under_another_path_is_no_other_model(tmp_path: Path) -> Non
 
 
 def test_without_signals_layers_are_measured_against_the_bases_own(tmp_path: Path) -> None:
-    text = ("signals={kind: text}", "train.divergence={kind: cross-entropy}", "train.control=false")
+    text = ("signals={kind: text}", "train.divergence={kind: cross-entropy}", "train.controls=[]")
     asked = recipe(
         *SHAPE, "student.base=tiny", "student.layers=2", "student.calibration_tokens=40", *text
     )

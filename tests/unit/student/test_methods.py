@@ -63,9 +63,18 @@ def test_the_student_learns(tmp_path: Path, signals: str, made_small: str) -> No
 
 def learned(made: dict[str, Artifact], asked: Recipe, store: Path, load=tiny.teacher) -> Artifact:
     resource = tiny.teacher().resource
-    return arms.student(
+    (found,) = arms.students(
         load, made["initial"], made["samples"], made["signals"], asked, resource, store
     )
+    return found
+
+
+def compared(
+    made: dict[str, Artifact], asked: Recipe, store: Path, student: Artifact | None = None
+) -> dict[str, tuple[Artifact, ...]]:
+    """The control arms; the student is asked only by those of equal time."""
+    of = student or made["initial"]
+    return arms.controls(made["initial"], made["samples"], made["signals"], of, asked, store)
 
 
 def test_the_student_learns_from_its_own_text(tmp_path: Path) -> None:
@@ -104,13 +113,13 @@ def test_cross_entropy_learns_from_the_text_alone(tmp_path: Path) -> None:
     asked = recipe("signals={kind: sampled}", *plain)
     made = stages(tmp_path, asked)
     student = learned(made, asked, tmp_path)
-    control = arms.control(made["initial"], made["samples"], asked, tmp_path)
+    (control,) = compared(made, asked, tmp_path)["control"]
     # Here nothing was checked, so both texts are one.
     assert student.facts["losses"] == control.facts["losses"]
     assert student.sha256 != control.sha256
-    same = arms.control(made["initial"], made["samples"], recipe(*SHAPE), tmp_path)
+    (same,) = compared(made, recipe(*SHAPE), tmp_path)["control"]
     assert same.facts["losses"] == control.facts["losses"]
-    with pytest.raises(UsageError, match="what the control arm has"):
+    with pytest.raises(UsageError, match="what a control arm has"):
         recipe("train.divergence={kind: cross-entropy}")
 
 
@@ -149,7 +158,7 @@ def test_the_control_arm_is_the_same_whatever_the_method(tmp_path: Path) -> None
     for made_small in ("divergence={kind: reverse-kl}", f"on_policy={OWN}", "weight_decay=0"):
         asked = recipe("signals={kind: exact}", f"train.{made_small}", *SHAPE)
         made = stages(tmp_path, asked)
-        found.add(arms.control(made["initial"], made["samples"], asked, tmp_path).sha256)
+        found.add(compared(made, asked, tmp_path)["control"][0].sha256)
     assert len(found) == 1
 
 

@@ -200,7 +200,7 @@ signals: {{kind: text}}
 student: {{name: SmolLM2-Remote, base: "{base}", layers: 2, vocabulary: 290, importance: even}}
 train:
   divergence: {{kind: cross-entropy}}
-  control: false
+  controls: []
   steps: 3
   sequences: 1
   sequence_length: 256

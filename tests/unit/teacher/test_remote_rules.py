@@ -183,7 +183,7 @@ def recipe(tmp_path: Path, *more: str) -> Recipe:
         ("signals={kind: top-k}", "no more: prompts: false"),
         ("train.divergence={kind: reverse-kl}", "cross-entropy"),
         ("train.on_policy={warm_start: 0.0, fraction: 1.0}", "needs the teacher's weights"),
-        ("train.control=true", "is what the control arm has"),
+        ("train.controls=[{equal: steps}]", "is what a control arm has"),
         ("teacher.endpoint.extra={model: x}", "which requests say for themselves"),
         ("teacher.endpoint.url=ftp://x", "wanted http:// or https://"),
         ("teacher.endpoint.urls=x", "unknown key"),
@@ -212,7 +212,7 @@ def test_a_secret_in_the_recipe_is_refused_and_not_shown(tmp_path: Path, change:
 
 
 def test_checked_answers_have_a_control_arm(tmp_path: Path) -> None:
-    found = recipe(tmp_path, "train.control=true", "sample.verified=true")
+    found = recipe(tmp_path, "train.controls=[{equal: steps}]", "sample.verified=true")
     assert found.solving
 
 
