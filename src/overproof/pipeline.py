@@ -22,10 +22,10 @@ device.prepare()
 from overproof import outlook  # noqa: E402
 from overproof.data import certify, dataset  # noqa: E402
 from overproof.policy import gate, licences, obligations  # noqa: E402
-from overproof.release import assemble, quality, targets  # noqa: E402
-from overproof.release.assemble import Parts  # noqa: E402
+from overproof.release import assemble, collect, quality, targets  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
+from overproof.release.parts import Parts  # noqa: E402
 from overproof.student import arms, initial, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
 from overproof.teacher.origins import Loader, Origin, Origins, find  # noqa: E402
@@ -243,7 +243,7 @@ def publish(
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
     hardware = outlook.hardware_of(recipe, path)
-    facts = assemble.collect(parts, recipe, decision, plan, origins, proof, hardware)
+    facts = collect.collect(parts, recipe, decision, plan, origins, proof, hardware)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(
