@@ -26,6 +26,7 @@ TOP = {
     "outcome",
     "pipeline",
     "outlook",
+    "pace",
     "doctor",
     "machine",
     "preflight",
