@@ -10,9 +10,12 @@ import numpy as np
 
 from overproof import matmul
 from overproof.core import device
-from overproof.core.methods import Text
-from overproof.core.recipe import Recipe
-from overproof.student.dimensions import Dimensions
+
+device.prepare()
+
+from overproof.core.methods import Text  # noqa: E402
+from overproof.core.recipe import Recipe  # noqa: E402
+from overproof.student.dimensions import Dimensions  # noqa: E402
 
 # Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
 # the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
