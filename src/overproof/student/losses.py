@@ -171,6 +171,13 @@ class DenseChunk(NamedTuple):
         return part.term_K.sum(-1)
 
 
+def moved(target: Target, device: torch.device) -> Target:
+    """The same on a device; itself where it lies there."""
+    assert isinstance(target, Sparse | Dense)
+    values = (one.to(device) if isinstance(one, Tensor) else one for one in target)
+    return type(target)(*values)
+
+
 def _parts(classes: Classes, divergence: Divergence, alone: Tensor) -> Part:
     """What each class adds; forward KL where one token has all the teacher's mass.
 
