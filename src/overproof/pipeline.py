@@ -22,6 +22,7 @@ device.prepare()
 
 from overproof import outlook  # noqa: E402
 from overproof.data import certify, dataset  # noqa: E402
+from overproof.engines import Engines, engines  # noqa: E402
 from overproof.policy import gate, licences, obligations  # noqa: E402
 from overproof.release import assemble, quality, targets  # noqa: E402
 from overproof.release.assemble import Parts  # noqa: E402
@@ -44,6 +45,7 @@ class Config(Section):
     out: Path = Path("out")
     key: Path | None = None
     overrides: tuple[str, ...] = ()
+    ray: str | None = None
     dry_run: bool = False
 
 
@@ -87,11 +89,14 @@ def run(config: Config) -> Result:
         signer = (
             keys.PrivateKey.load(config.key) if config.key else keys.ensure(keys.default_folder())
         )
-        release = distil(recipe, path, config.out, signer)
+        with engines(config.ray, recipe, config.out) as found:
+            release = distil(recipe, path, config.out, signer, found)
         return Result(release, verify.verify(release, signer.public))
 
 
-def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
+def distil(
+    recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: Engines
+) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
     if recipe.teacher.scratch is None:
@@ -102,21 +107,22 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     own = corpus = None
     if recipe.teacher.scratch is not None:
         corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
-        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store)
+        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store, by.train)
         origins = Origins(Origin(recipe.teacher.model, own.path, own))
     teacher, here, base = origins.teacher.input, origins.here.input, _base(origins)
     load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, origins, base))
     decision, plan, terms = ask_terms(recipe, origins, store)
 
-    draw = remote.sample if origins.remote else answers.sample
+    draw = remote.sample if origins.remote else functools.partial(answers.sample, pool=by.pool)
     samples = draw(load, train, heldout, here, terms, recipe, store)
     text = isinstance(recipe.signals, Text)  # of which nothing is kept
     cached = None if text else signals.cache(load, samples, recipe, teacher, store)
     start = initial.initial(load, samples, cached, recipe, here, store, base)
     load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
-    student = arms.student(load, start, samples, cached, recipe, here, store)
+    student = arms.student(load, start, samples, cached, recipe, here, store, by.train)
     load.cache_clear()
-    control = arms.control(start, samples, recipe, store) if recipe.train.control else None
+    arm = functools.partial(arms.control, start, samples, recipe, store, by.train)
+    control = arm() if recipe.train.control else None
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
     evaluation = quality.evaluation(load, samples, measured, recipe, here, store)

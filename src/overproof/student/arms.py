@@ -19,7 +19,7 @@ from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
 from overproof.student.quantise import KINDS, release
 from overproof.student.rollouts import Judge
-from overproof.student.train import Trained, record_keys, train
+from overproof.student.train import Trained, Trainer, record_keys, train
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.answers import Answers, made_of, read
 from overproof.teacher.cache import SignalCache
@@ -38,12 +38,14 @@ def student(
     recipe: Recipe,
     resource: Input,
     store: Path,
+    by: Trainer = train,
 ) -> Artifact:
     """The stage `student`: the recipe's divergence from the cached signals.
 
     Args:
         signals: None: it learns from the teacher's text alone.
         load: loads the teacher, called only if it has to judge what the student says.
+        by: what trains it, which is no part of its key (docs/adr/NNNN).
     """
     inputs: dict[str, Input] = {"initial": start, "samples": samples}
     if signals is not None:
@@ -51,16 +53,18 @@ def student(
     if recipe.train.on_policy:
         inputs["teacher"] = resource
     judging = load if recipe.train.on_policy else None
-    return _arm(_Arm("student", start, samples, recipe, signals, judging), inputs, store)
+    return _arm(_Arm("student", start, samples, recipe, signals, judging), inputs, store, by)
 
 
-def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> Artifact:
+def control(
+    start: Artifact, samples: Artifact, recipe: Recipe, store: Path, by: Trainer = train
+) -> Artifact:
     """The stage `control`: the same student and steps, cross-entropy on the teacher's text.
 
     Where the student has that too, for it learns from checked answers: on the unchecked ones.
     """
     inputs: dict[str, Input] = {"initial": start, "samples": samples}
-    return _arm(_Arm(CONTROL, start, samples, recipe), inputs, store)
+    return _arm(_Arm(CONTROL, start, samples, recipe), inputs, store, by)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def signalled_set(
     )
 
 
-def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
+def _arm(arm: _Arm, inputs: dict[str, Input], store: Path, by: Trainer) -> Artifact:
     recipe, config = arm.recipe, arm.config
 
     def make(work: Work) -> Json:
@@ -145,7 +149,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         judge = arm.judge(answers, start)
         device.release_memory()  # the projection's temporaries, before the workers need room
         with meter(f"training {arm.kind}", config.steps, "steps") as progress:
-            done = train(
+            done = by(
                 start.model,
                 examples,
                 config,
@@ -167,6 +171,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         return {
             "steps": config.steps,
             "tokens": done.tokens,
+            "engine": done.engine,
             "workers": done.workers,
             "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
             "step_log": head,
@@ -178,7 +183,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
 def _write_log(path: Path, data: TrainSet, asked: Sequence[str], arm: _Arm, done: Trained) -> str:
     config = arm.config
     lines = steplog.lines(
-        {**arm.key, "workers": done.workers},
+        {**arm.key, "engine": done.engine, "workers": done.workers},
         record_keys(data, config, arm.recipe.seed, done.workers, asked),
         done.losses,
         [rate(config, step) for step in range(config.steps)],

@@ -29,7 +29,7 @@ from overproof.teacher.kept import Kept, Signals, kept_of
 from overproof.teacher.local import Teacher
 from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
 from overproof.teacher.request import Drawing, Request, Said
-from overproof.teacher.sample import draw_all
+from overproof.teacher.sample import Pool, draw_all, here
 from overproof.teacher.verified import right, shortest
 
 UNCHECKED = "unchecked.jsonl"
@@ -67,6 +67,7 @@ def sample(
     terms: Artifact,
     recipe: Recipe,
     store: Path,
+    pool: Pool = here,
 ) -> Artifact:
     """Answer the prompts of both splits with the teacher.
 
@@ -81,6 +82,7 @@ def sample(
     Args:
         load: loads the teacher, called only if there is something to do.
         terms: the verdict that permits it; an input, so that the proof shows it came first.
+        pool: who draws; no part of the key, for it changes no answer.
 
     Raises:
         UsageError: a record is no single prompt, or an answer may not fit a training sequence.
@@ -103,7 +105,7 @@ def sample(
             closing(Journal(work.scratch("journal"))) as journal,
             meter("sampling", expected, "tokens") as progress,
         ):
-            draw_all(teacher.half, asked.prefix, every, drawing, journal, progress)
+            draw_all(teacher.half, asked.prefix, every, drawing, journal, progress, pool)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
             # 3. and 4.
             said, found = chosen(asked, journal, teacher, recipe)

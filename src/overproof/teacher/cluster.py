@@ -58,14 +58,11 @@ class Cluster:
     kind: device.Kind
     places: int
 
-    def worker(self, **more: Any) -> dict[str, Any]:
-        """What Ray is to give a task or an actor: one device."""
-        wanted: dict[str, Any] = {"num_cpus": 1}
-        if self.kind.resource == "GPU":
-            wanted["num_gpus"] = 1
-        elif self.kind != device.PROCESSOR:
-            wanted["resources"] = {self.kind.resource: 1}
-        return wanted | more
+    @property
+    def each(self) -> dict[str, float]:
+        """What Ray is to give each of them, a device among it."""
+        assert self.kind.resource  # see `device.kind_of_many`
+        return {"CPU": 1, self.kind.resource: 1}
 
 
 @contextmanager
@@ -137,10 +134,9 @@ def _look(ray: Any, folder: Path) -> list[Machine]:
     mark = folder / f".seen-{uuid.uuid4().hex}"
     mark.touch()
     try:
+        there = {one: NodeAffinitySchedulingStrategy(one, soft=False) for one in nodes}
         asked = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                name, str(mark.absolute())
-            )
+            task.options(scheduling_strategy=there[node]).remote(name, str(mark.absolute()))
             for node, name in nodes.items()
         ]
         found: list[Machine] = ray.get(asked, timeout=LOOK_SECONDS)

@@ -8,9 +8,8 @@ changes nothing in its answer, which follows from the request's own seed.
 
 from __future__ import annotations
 
-import copy
+import logging
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,76 +19,21 @@ from overproof.core import device
 
 device.prepare()
 
-import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from torch import nn  # noqa: E402
 
 from overproof.core.errors import StageError  # noqa: E402
 from overproof.teacher.cluster import Cluster  # noqa: E402
-from overproof.teacher.forward import LINE_BYTES  # noqa: E402
+from overproof.teacher.frozen import Frozen  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
 from overproof.teacher.sample import Pool, drawer, drawn  # noqa: E402
 
 WAVES = 4  # times that a task fills an actor's slots: long, so that few stand empty at its end
 ANSWERS = 16  # that an actor sends together: what a killed run loses of each actor at most
-RESTARTS = 4  # of one actor; more is no accident
 NUMBER = "unit"
-SCHEMA = pa.schema([("key", pa.string()), ("tokens", pa.list_(pa.int64())), ("signals", pa.binary())])
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A model on its way through the object store, whose readers share its memory.
-
-    Attributes:
-        skeleton: the model with parameters that have a shape and no values.
-        values: of all of them, one after another, each on a line of its own.
-    """
-
-    skeleton: Any
-    values: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, model: Any) -> Frozen:
-        """Copy the values out of a model."""
-        named = list(model.named_parameters())
-        memo: dict[int, Any] = {
-            id(one): nn.Parameter(torch.empty_like(one, device="meta"), requires_grad=False)
-            for _, one in named
-        }
-        places, size = _places(model)
-        values = np.zeros(size, np.uint8)
-        for name, one in named:
-            raw = one.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-            values[places[name] : places[name] + len(raw)] = raw
-        return cls(copy.deepcopy(model, memo), values)
-
-    def thawed(self) -> Any:
-        """The model, on the same memory."""
-        places, _ = _places(self.skeleton)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that nobody may write to it, which nobody does
-            values = torch.from_numpy(self.values)
-        real = {}
-        for name, one in self.skeleton.named_parameters():
-            raw = values[places[name] : places[name] + one.numel() * one.element_size()]
-            real[id(one)] = nn.Parameter(raw.view(one.dtype).view(one.shape), requires_grad=False)
-        for module in self.skeleton.modules():
-            for name, one in module._parameters.items():
-                if one is not None:
-                    module._parameters[name] = real[id(one)]
-        return self.skeleton
-
-
-def _places(model: Any) -> tuple[dict[str, int], int]:
-    """Where each parameter begins, and where the last ends; bytes."""
-    places, end = {}, 0
-    for name, one in model.named_parameters():
-        places[name] = end
-        end += math.ceil(one.numel() * one.element_size() / LINE_BYTES) * LINE_BYTES
-    return places, end
+SCHEMA = pa.schema(
+    [("key", pa.string()), ("tokens", pa.list_(pa.int64())), ("signals", pa.binary())]
+)
 
 
 @dataclass(frozen=True)
@@ -191,6 +135,8 @@ def _round(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = 1  # bytes: what an actor yields is sent, and not gathered first
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    wanted = dict(cluster.each)
     count = sum(len(units[at]) for at in left)
     tasks = max(min(cluster.places, len(left)), math.ceil(count / (drawing.slots * WAVES)))
     # As on one machine: each task gets the same mix of lengths.
@@ -201,7 +147,9 @@ def _round(
         batch_format="pyarrow",
         fn_constructor_args=(told,),
         compute=ray.data.ActorPoolStrategy(size=min(cluster.places, len(shares))),
-        **cluster.worker(max_restarts=RESTARTS, max_task_retries=RESTARTS),
+        num_cpus=wanted.pop("CPU"),
+        num_gpus=wanted.pop("GPU", None),
+        resources=wanted or None,
     )
     for some in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in some.to_pylist():
