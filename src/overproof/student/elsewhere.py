@@ -218,18 +218,23 @@ def _watched(file: Path, start: int, meter: Meter) -> Iterator[None]:
 
 
 def work(told: dict[str, Any]) -> None:
-    """A worker, from start to end; its errors of our own go to the run by a file.
-
-    Raised, they would be taken for an accident, and training would be tried again.
-    """
+    """A worker of Ray Train's, from start to end."""
     import ray
     import ray.train
 
     task: Task = ray.get(told["task"])
     if task.device == device.PROCESSOR.name:
         torch.set_num_threads(1)
+    guarded(task, ray.train.get_context())
+
+
+def guarded(task: Task, context: Any) -> None:
+    """Train; an error of our own goes to the run by a file.
+
+    Raised, it would be taken for an accident, and training would be tried again.
+    """
     try:
-        _train(task, ray.train.get_context())
+        _train(task, context)
     except OverproofError as error:
         said = {"what": error.what, "details": error.details, "hint": error.hint}
         if error.details or error.hint:  # else another worker knows more
