@@ -94,9 +94,7 @@ def run(config: Config) -> Result:
         return Result(release, verify.verify(release, signer.public))
 
 
-def distil(
-    recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: Engines
-) -> Path:
+def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: Engines) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
     if recipe.teacher.scratch is None:

@@ -38,9 +38,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 STORE_BYTES = 100 << 20  # of each node; the least that Ray takes is 75 MiB
 PATIENCE_SECONDS = 300
 STEPS = 120
-# One and two workers differ by rounding alone, in fp32, which training lets grow.
-LOSS_TOLERANCE = 1e-4  # nats per token, of any step
-WEIGHT_TOLERANCE = 2e-3  # of the largest weight
+# One and two workers differ by rounding alone, here in fp32.
+LOSS_TOLERANCE = 1e-5  # nats per token, of any step
+WEIGHT_TOLERANCE = 2**-8  # of the largest of a tensor: a step of the bf16 that is released
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +177,7 @@ def test_a_training_worker_is_killed(
         single = trained(tmp_path / "single", by)
     assert single.facts["workers"] == 1
     losses = [np.array(one.facts["losses"]) for one in (got, single)]
-    print("LOSS", np.abs(losses[0] - losses[1]).max(), losses[0][0], losses[0][-1])
     weights = [load_file(one.file("model.safetensors")) for one in (got, single)]
-    for name, values in weights[0].items():
-        far = (values.float() - weights[1][name].float()).abs().max()
-        print("W", name, far, values.float().abs().max())
     assert np.abs(losses[0] - losses[1]).max() < LOSS_TOLERANCE
     assert losses[0][-20:].mean() < 0.7 * losses[0][:5].mean()
     for name, values in weights[0].items():

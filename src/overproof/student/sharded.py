@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
@@ -149,7 +150,7 @@ class Sharded:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint, each process its part; it can be read by any number of them."""
-        dcp.save(self._state(), checkpoint_id=folder, process_group=self.host)
+        save(self._state(), checkpoint_id=folder, process_group=self.host)
 
     def restore(self, folder: Path) -> None:
         """Read a checkpoint; the weights are still to be published."""
@@ -158,7 +159,7 @@ class Sharded:
         for master in self.masters.values():
             master.grad = torch.zeros_like(master)
         self._step()
-        dcp.load(self._state(), checkpoint_id=folder, process_group=self.host)
+        load(self._state(), checkpoint_id=folder, process_group=self.host)
 
     def _step(self) -> None:
         for optimizer in self.optimizers:
@@ -185,7 +186,7 @@ def read_masters(folder: Path, student: Any) -> None:
     weights = {name: torch.empty(one.shape) for name, one in named.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that no other processes are there
-        dcp.load({MASTERS: weights}, checkpoint_id=folder, no_dist=True)
+        load({MASTERS: weights}, checkpoint_id=folder, no_dist=True)
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(weights[name])

@@ -19,7 +19,7 @@ from overproof.student import hidden
 from overproof.student.body import Body
 from overproof.student.divergences import Divergence
 from overproof.student.examples import TrainSet
-from overproof.student.losses import chunked_divergence, divergence_of, moved
+from overproof.student.losses import chunked_divergence, divergence_of
 from overproof.teacher.forward import head_of, inputs_of
 
 PLACES = 128  # positions of a loss come in multiples of this
@@ -51,9 +51,7 @@ class Part(NamedTuple):
         return int((self.batch.segments_RT >= 0).sum())
 
 
-def part_of(
-    batch: Packed, data: TrainSet, divergence: Divergence, rank: int, workers: int
-) -> Part:
+def part_of(batch: Packed, data: TrainSet, divergence: Divergence, rank: int, workers: int) -> Part:
     """A worker's share of a step's sequences of the teacher's text."""
     # Equal shapes in every step: kept memory of another size is of no use to the next.
     # One example a row leaves too much of it empty for that.
@@ -91,7 +89,7 @@ def loss_of(
     place, source, weight = targets(part.batch, data)
     hidden_RTD = body.states(inputs_of(model, part.batch))
     hidden_ND = hidden_RTD.flatten(0, 1)[torch.from_numpy(place)]
-    target = moved(data.targets.at(source), hidden_ND.device)
+    target = data.targets.at(source).to(hidden_ND.device)
     share_N = (torch.from_numpy(weight) / total).to(hidden_ND.device)
     loss = chunked_divergence(
         hidden_ND,
@@ -121,7 +119,7 @@ def diverged(model: Any, part: Part, found: Found, step: int) -> StageError:
         few = slice(at, at + PLACES)
         logits = (states_ND[few] @ head_VD.T).float()
         logits /= data.temperature
-        target = moved(data.targets.at(source[few]), logits.device)
+        target = data.targets.at(source[few]).to(logits.device)
         each_N, _ = divergence_of(logits, target, part.divergence)
         wrong.append(source[few][~torch.isfinite(each_N).cpu().numpy()])
     records = data.records(np.concatenate(wrong)) or data.records(source)

@@ -21,10 +21,9 @@ from overproof.student.flat import Flat
 from overproof.student.train import read_progress
 from overproof.teacher.cluster import Cluster
 
-LOSS_TOLERANCE = 1e-5  # nats per token
 WEIGHT_TOLERANCE = 1e-4  # of the largest of a tensor
 # Muon's products are in bf16, and it makes every gradient as long.
-MUON_TOLERANCE = 2e-2
+MUON_TOLERANCE = 1e-2
 ONE = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
 HERE = Cluster(PROCESSOR, 1)
 
@@ -53,6 +52,7 @@ def run(examples: Path, folder: Path, config: TrainConfig, model=None):
     return model, done
 
 
+@torch.no_grad()
 def far(one, other) -> float:
     """The largest difference of weights, as a part of the largest of their tensor."""
     pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
@@ -64,7 +64,7 @@ def far(one, other) -> float:
     [
         ({}, WEIGHT_TOLERANCE),
         ({"quantize": Quantize(start=0.5)}, WEIGHT_TOLERANCE),
-        ({"optimizer": "muon", "learning_rate": 0.003}, MUON_TOLERANCE),
+        ({"optimizer": "muon"}, MUON_TOLERANCE),
     ],
     ids=["adamw", "quantized", "muon"],
 )
@@ -77,7 +77,7 @@ def test_it_computes_what_the_engine_of_one_machine_does(
     assert far(got, wanted) < tolerance
     assert far(wanted, training.student()) > 0.05
     assert done.engine == "fsdp2"
-    assert done.losses[-1] == pytest.approx(float(worker.shared.loss.sum()), abs=LOSS_TOLERANCE * 50)
+    assert done.losses[-1] == pytest.approx(float(worker.shared.loss.sum()), abs=1e-3)
     weights = Flat(got, torch.float32)
     weights.adopt(got)
     assert done.weights[config.steps] == weights.sha256()
@@ -94,7 +94,7 @@ def test_hidden_states_are_learned_and_their_projection_goes(tmp_path: Path) -> 
     assert far(got, wanted) < WEIGHT_TOLERANCE
 
 
-class Enough(Exception):
+class KilledError(Exception):
     """The process is killed, as far as it knows."""
 
 
@@ -108,14 +108,14 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_bits(
 
     def dies(worker: elsewhere.Sharded, step: int, square: float) -> None:
         if step == 7:
-            raise Enough
+            raise KilledError
         update(worker, step, square)
 
     clock = iter(range(0, 100_000, 1000))  # a checkpoint is due at every step
     with monkeypatch.context() as patch:
         patch.setattr(elsewhere.time, "monotonic", lambda: next(clock))
         patch.setattr(elsewhere.Sharded, "update", dies)
-        with pytest.raises(Enough):
+        with pytest.raises(KilledError):
             run(examples, tmp_path / "cut", config)
     last = elsewhere.last_checkpoint(tmp_path / "cut/sharded")
     assert last is not None
