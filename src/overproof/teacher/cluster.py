@@ -23,7 +23,7 @@ from overproof.core.errors import StageError, UsageError, install
 # Whose versions numbers, or the form of what machines send each other, may follow from.
 PACKAGES = ("ray", "torch", "transformers")
 CLIENT = "ray://"
-LOOK_SECONDS = 120  # for the slowest machine to import torch
+PATIENCE_SECONDS = 300  # for the slowest machine to import torch, over a network folder too
 LAYER = "student"  # the last that runs on other machines
 
 
@@ -116,6 +116,7 @@ def joined(address: str, folder: Path) -> Iterator[Cluster]:
 
 def _ray() -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE_SECONDS))
     device.prepare()
     try:
         import ray
@@ -139,7 +140,7 @@ def _look(ray: Any, folder: Path) -> list[Machine]:
             task.options(scheduling_strategy=there[node]).remote(name, str(mark.absolute()))
             for node, name in nodes.items()
         ]
-        found: list[Machine] = ray.get(asked, timeout=LOOK_SECONDS)
+        found: list[Machine] = ray.get(asked, timeout=PATIENCE_SECONDS)
     except ray.exceptions.RayError as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise StageError(
