@@ -13,8 +13,6 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +114,7 @@ def trainer(cluster: Cluster) -> Trainer:
                 Frozen.of(student), examples.absolute(), config, seed, place,
                 cluster.kind.name, compute,
             )  # fmt: skip
-            with _watched(place / LOSSES, start, meter):
-                _fit(told, min(cluster.places, config.sequences), cluster)
+            _fit(told, min(cluster.places, config.sequences), cluster, Losses(place, start, meter))
         return _finished(place, student, config)
 
     return train
@@ -130,15 +127,44 @@ def _compute(student: Any, cluster: Cluster) -> torch.dtype:
     return fast_dtype(student)
 
 
-def _fit(told: Task, workers: int, cluster: Cluster) -> None:
-    """Let Ray Train run the workers to the end."""
+def _fit(told: Task, workers: int, cluster: Cluster, losses: Losses) -> None:
+    """Let Ray Train run the workers to the end, and pass on what they tell.
+
+    Raises:
+        StageError: they died too often.
+    """
+    runs, failed = _trainer(told, workers, cluster), list[Exception]()
+
+    def fit() -> None:
+        try:
+            runs.fit()
+        except Exception as error:
+            failed.append(error)
+
+    # Not in the main thread, where Ray Train takes Ctrl-C for itself, and ends with exit code 0.
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(WATCH_SECONDS)
+        losses.read()
+    if failed:
+        raise StageError(
+            "training on the Ray cluster ended early",
+            details=[(str(failed[0]).strip().splitlines() or [type(failed[0]).__name__])[-1]],
+            hint="look at `ray status` and Ray's logs, lower train.sequences or "
+            "train.sequence_length if memory ran out, and run the same command again: the last "
+            "checkpoint is kept",
+        ) from failed[0]
+
+
+def _trainer(told: Task, workers: int, cluster: Cluster) -> Any:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     results = told.folder / "ray"
     shutil.rmtree(results, ignore_errors=True)
-    runs = TorchTrainer(
+    return TorchTrainer(
         work,
         train_loop_config={"task": ray.put(told)},
         scaling_config=ray.train.ScalingConfig(
@@ -153,16 +179,6 @@ def _fit(told: Task, workers: int, cluster: Cluster) -> None:
         ),
         torch_config=TorchConfig(backend=cluster.kind.collectives),
     )
-    try:
-        runs.fit()
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        raise StageError(
-            "training on the Ray cluster ended early",
-            details=[(str(error).strip().splitlines() or [type(error).__name__])[-1]],
-            hint="look at `ray status` and Ray's logs, lower train.sequences or "
-            "train.sequence_length if memory ran out, and run the same command again: the last "
-            "checkpoint is kept",
-        ) from error
 
 
 def _finished(place: Path, student: Any, config: TrainConfig) -> Trained:
@@ -187,34 +203,23 @@ def last_checkpoint(place: Path) -> Path | None:
     return max(whole, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
 
 
-@contextmanager
-def _watched(file: Path, start: int, meter: Meter) -> Iterator[None]:
-    """Pass on the losses that the first worker writes while the block runs."""
-    file.write_bytes(b"")
-    ended = threading.Event()
+class Losses:
+    """What the first worker tells of its steps, passed on to a meter."""
 
-    def watch() -> None:
-        seen = start
-        with file.open("rb") as stream:
-            while True:
-                last = ended.is_set()
-                while (line := stream.readline()).endswith(b"\n"):
-                    step, loss = json.loads(line)
-                    if step >= seen:  # after a restart some come again
-                        seen = step + 1
-                        meter.advance(1, f"{loss:.3f} nats per token")
-                stream.seek(-len(line), 1)
-                if last:
-                    return
-                ended.wait(WATCH_SECONDS)
+    def __init__(self, place: Path, start: int, meter: Meter) -> None:
+        self.file, self.seen, self.meter, self.read_to = place / LOSSES, start, meter, 0
+        self.file.write_bytes(b"")
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    def read(self) -> None:
+        """Count the steps that were written since."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.read_to)
+            while (line := stream.readline()).endswith(b"\n"):
+                self.read_to += len(line)
+                step, loss = json.loads(line)
+                if step >= self.seen:  # after a restart some come again
+                    self.seen = step + 1
+                    self.meter.advance(1, f"{loss:.3f} nats per token")
 
 
 def work(told: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -89,9 +91,11 @@ def joined(address: str, folder: Path) -> Iterator[Cluster]:
             hint="run the command on a machine of the cluster",
         )
     # 1.
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        # Relative paths of workers start elsewhere, and their words are for their own logs.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray has put a handler of its own in its place
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(
             "no Ray cluster could be joined",

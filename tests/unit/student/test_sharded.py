@@ -146,6 +146,20 @@ def test_a_loss_that_is_not_finite_names_its_records(examples: Path, tmp_path: P
     assert "learning_rate" in str(caught.value.hint)
 
 
+def test_losses_are_told_once_though_steps_come_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    meter = SimpleNamespace(advance=lambda count, note: told.append(note))
+    losses = elsewhere.Losses(tmp_path, 1, meter)
+    file = tmp_path / elsewhere.LOSSES
+    file.write_text("[1, 0.5]\n[2, 0.25]\n[3, 0.1")  # the last is still being written
+    losses.read()
+    with file.open("a") as stream:
+        stream.write("25]\n[2, 0.25]\n[3, 0.125]\n[4, 0.0625]\n")
+    losses.read()
+    losses.read()
+    assert told == [f"{loss} nats per token" for loss in ("0.500", "0.250", "0.125", "0.062")]
+
+
 def test_own_text_is_refused_before_anything_is_spent() -> None:
     asked = SimpleNamespace(train=training.config(on_policy=OnPolicy(warm_start=0.1)))
     with pytest.raises(UsageError, match="not on the student's own"):
