@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,11 @@ class Sharded:
         """
         loss, whole = self.objective(part, total, step)
         whole.backward()
-        square = sum(float(torch.linalg.vector_norm(_local(one))) ** 2 for one in self._grads())
+        for computed in self.computed.values():
+            if computed.grad is None:  # what only chooses, as an indexer does, is not learned
+                computed.grad = torch.zeros_like(computed)
+        grads = [_local(one.grad) for one in self.computed.values()]
+        square = sum(float(torch.linalg.vector_norm(grad)) ** 2 for grad in grads)
         told, square = self.sums(float(loss.detach()), square)
         if not math.isfinite(told):
             raise self.objective.error or StageError("training diverged in another process")
@@ -110,11 +113,9 @@ class Sharded:
         """Clip by the norm over all processes, step the optimizers, publish the new weights."""
         factor = clip_factor(square, self.config.clip)
         for name, computed in self.computed.items():
-            grad = computed.grad
-            assert grad is not None  # every parameter is part of the loss
+            grad, computed.grad = computed.grad, None
             if factor != 1.0:
                 _local(grad).mul_(factor)
-            computed.grad = None
             self.masters[name].grad = grad
         set_rate(self.optimizers, rate(self.config, step))
         self._step()
@@ -167,9 +168,6 @@ class Sharded:
         for master in self.masters.values():
             master.grad = None
 
-    def _grads(self) -> Iterator[Tensor]:
-        yield from (one.grad for one in self.computed.values() if one.grad is not None)
-
     def _state(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, in the memory where it is."""
         states = {}
@@ -212,6 +210,7 @@ def _sharded(objective: Objective, device: torch.device) -> Any:
     return objective
 
 
-def _local(values: Tensor) -> Tensor:
+def _local(values: Tensor | None) -> Tensor:
     """This process's part."""
-    return values.to_local() if isinstance(values, DTensor) else values
+    assert isinstance(values, DTensor)
+    return values.to_local()

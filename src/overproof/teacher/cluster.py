@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -113,7 +114,8 @@ def joined(address: str, folder: Path) -> Iterator[Cluster]:
             raise StageError("the Ray cluster has no processor to give", hint="ray status")
         names = {"cpu": "processor cores"}.get(kind.name, kind.name)
         note(f"ray: {len(machines)} machines, {places} {names}")
-        yield Cluster(kind, places)
+        with redirect_stdout(sys.stderr):  # Ray prints what dies; stdout is for results
+            yield Cluster(kind, places)
     finally:
         ray.shutdown()
 
