@@ -21,6 +21,7 @@ device.prepare()
 
 from overproof import outlook  # noqa: E402
 from overproof.data import certify, dataset  # noqa: E402
+from overproof.engines import Engines, engines  # noqa: E402
 from overproof.policy import gate, licences, obligations  # noqa: E402
 from overproof.release import assemble, collect, quality, targets  # noqa: E402
 from overproof.release.export import export  # noqa: E402
@@ -43,6 +44,7 @@ class Config(Section):
     out: Path = Path("out")
     key: Path | None = None
     overrides: tuple[str, ...] = ()
+    ray: str | None = None
     dry_run: bool = False
 
 
@@ -86,11 +88,12 @@ def run(config: Config) -> Result:
         signer = (
             keys.PrivateKey.load(config.key) if config.key else keys.ensure(keys.default_folder())
         )
-        release = distil(recipe, path, config.out, signer)
+        with engines(config.ray, recipe, config.out) as found:
+            release = distil(recipe, path, config.out, signer, found)
         return Result(release, verify.verify(release, signer.public))
 
 
-def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
+def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: Engines) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
     if recipe.teacher.scratch is None:
@@ -101,22 +104,22 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     own = corpus = None
     if recipe.teacher.scratch is not None:
         corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
-        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store)
+        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store, by.train)
         origins = Origins(Origin(recipe.teacher.model, own.path, own))
     here, speakers, base = origins.here.input, origins.speakers, _base(origins)
     load = Loader(functools.partial(_load, recipe, origins, base))
     decision, plan, terms = ask_terms(recipe, origins, store)
 
-    draw = remote.sample if origins.remote else answers.sample
+    draw = remote.sample if origins.remote else functools.partial(answers.sample, pool=by.pool)
     samples = draw(load, train, heldout, speakers, terms, recipe, store)
     text = isinstance(recipe.signals, Text)  # of which nothing is kept
     cached = None if text else signals.cache(load, samples, recipe, origins.answering, store)
     start = initial.initial(load, samples, cached, recipe, here, store, base)
     load.clear()  # training has its signals, unless it is on-policy: memory for the workers
-    students = arms.students(load, start, samples, cached, recipe, here, store)
+    students = arms.students(load, start, samples, cached, recipe, here, store, by.train)
     load.clear()
     student = students[0]  # not the best of them: that would be chosen on the held-out prompts
-    controls = arms.controls(start, samples, cached, student, recipe, store)
+    controls = arms.controls(start, samples, cached, student, recipe, store, by.train)
 
     evaluations = quality.evaluations(
         load, samples, start, students, controls, recipe, speakers, store

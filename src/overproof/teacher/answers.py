@@ -31,7 +31,7 @@ from overproof.teacher.local import Teacher
 from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
 from overproof.teacher.request import Drawing, Request, Said
 from overproof.teacher.routing import Load, demand_alike
-from overproof.teacher.sample import draw_all
+from overproof.teacher.sample import Pool, draw_all, here
 from overproof.teacher.texts import Examples
 from overproof.teacher.verified import right, shortest
 
@@ -72,6 +72,7 @@ def sample(
     terms: Artifact,
     recipe: Recipe,
     store: Path,
+    pool: Pool = here,
 ) -> Artifact:
     """Answer the prompts of both splits with the teacher.
 
@@ -87,6 +88,7 @@ def sample(
         load: loads a teacher, called only if there is something to do.
         teachers: what stands for each in a proof, by its role; the first comes first.
         terms: the verdict that permits it; an input, so that the proof shows it came first.
+        pool: who draws; no part of the key, for it changes no answer.
 
     Raises:
         UsageError: a record is no single prompt, or an answer may not fit a training sequence.
@@ -113,7 +115,7 @@ def sample(
                 own = [request for request in every if request.teacher == which]
                 one = teacher if which == 0 else load(which)
                 demand_alike(teacher, one)
-                draw_all(one.half, asked.prefix, own, drawing, journal, progress)
+                draw_all(one.half, asked.prefix, own, drawing, journal, progress, pool)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
             # 3. and 4.
             said, found = chosen(asked, journal, teacher, recipe)
