@@ -27,7 +27,7 @@ from overproof.release import assemble, quality, targets  # noqa: E402
 from overproof.release.assemble import Parts  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
-from overproof.student import arms, initial, scratch  # noqa: E402
+from overproof.student import arms, initial, retokenise, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
 from overproof.teacher.origins import Origin, Origins, find  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
@@ -106,29 +106,40 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
         origins = Origins(Origin(recipe.teacher.model, own.path, own))
     teacher, here, base = origins.teacher.input, origins.here.input, _base(origins)
     load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, origins, base))
+    speak = functools.lru_cache(maxsize=1)(origins.speaker.load) if origins.apart else load
+    voice = origins.speaker.input
     decision, plan, terms = ask_terms(recipe, origins, store)
 
     draw = remote.sample if origins.remote else answers.sample
     samples = draw(load, train, heldout, here, terms, recipe, store)
     text = isinstance(recipe.signals, Text)  # of which nothing is kept
     cached = None if text else signals.cache(load, samples, recipe, teacher, store)
-    start = initial.initial(load, samples, cached, recipe, here, store, base)
+    told = foreign = None
+    if origins.apart:
+        records, models = {"train": train, "heldout": heldout}, {"teacher": teacher, "base": voice}
+        told = retokenise.retokenise(load, speak, samples, records, models, recipe, store)
+        foreign = quality.Foreign(speak, voice, told)
+        base = None  # from here on it stands where the teacher stood
+    known = None if told else cached
+    start = initial.initial(speak, told or samples, known, recipe, voice, store, base)
     load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
-    student = arms.student(load, start, samples, cached, recipe, here, store)
+    speak.cache_clear()
+    student = arms.student(load, start, samples, cached, recipe, here, store, told)
     load.cache_clear()
-    control = arms.control(start, samples, recipe, store) if recipe.train.control else None
+    control = arms.control(start, told or samples, recipe, store) if recipe.train.control else None
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
-    evaluation = quality.evaluation(load, samples, measured, recipe, here, store)
-    texts = quality.heldout_texts(samples, start)
+    evaluation = quality.evaluation(load, samples, measured, recipe, here, store, foreign)
+    texts = quality.heldout_texts(told or samples, start)
     builds = speed = None
     if recipe.export.targets:
-        builds = export(student, recipe.export, texts, store=store, source=samples)
+        builds = export(student, recipe.export, texts, store=store, source=told or samples)
         speed = quality.speed(load, builds, here, store)
 
     parts = Parts(
         heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own,
-        terms=terms, samples=samples, signals=cached, initial=start, student=student,
+        terms=terms, samples=samples, signals=cached, retokenised=told, initial=start,
+        student=student,
         control=control, evaluation=evaluation, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
@@ -149,7 +160,10 @@ def _corpus(
 def _load(recipe: Recipe, origins: Origins, base: initial.Base | None) -> local.Teacher:
     """The teacher, or the base in whose tokens it answers; what cannot end well is refused."""
     loaded = origins.here.load()
-    demand(loaded, base.load() if base else loaded, recipe)
+    other = base.load() if base else loaded
+    demand(loaded, other, recipe)
+    if origins.apart:
+        retokenise.demand(other, recipe)
     return loaded
 
 

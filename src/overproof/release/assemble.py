@@ -49,6 +49,7 @@ class Parts:
     Attributes:
         corpus, teacher: where the run trained its own teacher: the teacher, and the records, unless
             they are those of `train`.
+        retokenised: where the student has other tokens than its teacher.
         export, speed: where builds were asked for.
     """
 
@@ -59,6 +60,7 @@ class Parts:
     terms: Artifact
     samples: Artifact
     signals: Artifact | None
+    retokenised: Artifact | None
     initial: Artifact
     student: Artifact
     control: Artifact | None

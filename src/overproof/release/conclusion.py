@@ -72,6 +72,21 @@ METRICS = (
         higher_is_better=False,
     ),
     Metric(
+        "common_kl_nats_per_place",
+        "KL over common tokens",
+        "nats per place where both tokenizers have a boundary",
+        "KL to the teacher over common tokens, nats per shared place",
+        higher_is_better=False,
+    ),
+    Metric(
+        "common_top1_agreement",
+        "Top-1 agreement over common tokens",
+        "share of shared places",
+        "top-1 agreement over common tokens",
+        higher_is_better=True,
+        share=True,
+    ),
+    Metric(
         "nats_per_byte",
         "Cross-entropy",
         "nats per byte of the teacher's answers",
@@ -93,9 +108,10 @@ CLOSENESS = (
     ". It does not count: the student learned to solve problems, and its teacher's mistakes are "
     "no aim"
 )
+OF_TEXT = ("perplexity", "nats_per_byte")  # least for what the text was drawn from
 BELOW = (
-    ". It does not count: one of the two is below the teacher's own perplexity, and lower is then "
-    "no longer closer"
+    ". It does not count: one of the two is below the teacher's own, and lower is then no longer "
+    "closer"
 )
 SHARPENED = (
     ". It does not count: answers drawn at temperature {temperature:g} and top-p {top_p:g}{cut} "
@@ -168,7 +184,8 @@ def compare(
 ) -> tuple[Comparison, ...]:
     """The student against another arm, by every metric that both have.
 
-    Perplexity of the teacher's text is least for the distribution that the text was drawn from.
+    Perplexity or cross-entropy of the teacher's text is least for the distribution that the text
+    was drawn from.
     That is the teacher's only if it was drawn as it is, at temperature 1; and even then lower
     means closer only down to the teacher's own. Elsewhere it is shown and does not count.
     """
@@ -181,10 +198,10 @@ def compare(
         objection = ""
         if (metric.field == SOLVED) != evaluation.solving:
             objection = CLOSENESS if evaluation.solving else PROBLEMS
-        elif metric.field == "perplexity" and not evaluation.as_is:
+        elif metric.field in OF_TEXT and own and not evaluation.as_is:
             cut = "" if evaluation.top_k is None else f" from {evaluation.top_k} tokens"
             objection = SHARPENED.format(**vars(evaluation), cut=cut)
-        elif metric.field == "perplexity" and own and min(mine.value, theirs.value) < own.value:
+        elif metric.field in OF_TEXT and own and min(mine.value, theirs.value) < own.value:
             objection = BELOW
         found.append(Comparison(metric, mine, theirs, change, objection))
     return tuple(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from overproof.core.sections import ExportConfig  # noqa: E402
 from overproof.release import solve  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.export import write_loaded  # noqa: E402
+from overproof.release.foreign import evaluate_foreign  # noqa: E402
 from overproof.release.speed import measure  # noqa: E402
 from overproof.release.tally import BY_POSITION, DIFFERENCES, TEACHER  # noqa: E402
 from overproof.release.targets import find  # noqa: E402
 from overproof.release.text_quality import Said, evaluate_text, heldout  # noqa: E402
 from overproof.student import initial as first  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
+from overproof.student.retokenise import Both  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
@@ -41,6 +44,20 @@ SPEAKERS = ("student", "control")  # whose answers are shown beside the teacher'
 SPEED_TARGET = "gguf-q8_0"  # teacher and student are timed in the same engine and type
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """What else is needed where the student has other tokens than its teacher.
+
+    Attributes:
+        load: the base, in whose tokens and template it speaks. base: what stands for that.
+        told: the stage `retokenised`.
+    """
+
+    load: Callable[[], Teacher]
+    base: Input
+    told: Artifact
+
+
 def evaluation(
     load: Callable[[], Teacher],
     samples: Artifact,
@@ -48,6 +65,7 @@ def evaluation(
     recipe: Recipe,
     resource: Input,
     store: Path,
+    foreign: Foreign | None = None,
 ) -> Artifact:
     """The stage `evaluation`: every arm against the teacher, and answers side by side.
 
@@ -55,25 +73,32 @@ def evaluation(
         arms: `untrained` (the initial student), `student`, and `control` if it was trained.
         resource: the model that `load` loads: the teacher, or the base in whose tokens a remote
             teacher's answers are.
+        foreign: where the student has other tokens than a teacher that is here.
     """
     remote = recipe.teacher.endpoint is not None
 
     def make(work: Work) -> Json:
-        teacher, answers = load(), read(samples)
+        teacher, heard = load(), read(samples)
+        speaker, answers = (foreign.load(), read(foreign.told)) if foreign else (teacher, heard)
         vocabulary = Vocabulary.load(arms["untrained"].path)
         shown = answers.heldout[: recipe.evaluate.answers]
         speakers = {name: first.load_model(arms[name].path) for name in SPEAKERS if name in arms}
-        said = _side_by_side(teacher, answers, shown, vocabulary, speakers, recipe)
+        said = _side_by_side(speaker, answers, shown, vocabulary, speakers, recipe)
         del speakers
         ready = (lambda model: model) if recipe.evaluate.exact else mixed  # drops what it copies
         models = {name: ready(first.load_model(arm.path)) for name, arm in arms.items()}
         with meter("evaluating", len(answers.heldout), "prompts") as progress:
-            heard = heldout(samples, answers, teacher, recipe) if remote else None
-            result = _against(teacher, answers, heard, vocabulary, models, recipe, progress)
+            if foreign:
+                both = Both.read(samples, foreign.told, vocabulary)
+                result = _apart(teacher, both, vocabulary, models, recipe, progress)
+            else:
+                text = heldout(samples, answers, teacher, recipe) if remote else None
+                result = _against(teacher, answers, text, vocabulary, models, recipe, progress)
         if solve.checked(answers):
-            solve.add(result, _rates(teacher, answers, vocabulary, arms, recipe, work), recipe)
+            rates = _rates((teacher, heard), (speaker, answers), vocabulary, arms, recipe, work)
+            solve.add(result, rates, recipe)
         result["answers"] = said
-        result["tokens"] = sum(len(example.answer) for example in answers.heldout)
+        result["tokens"] = sum(len(example.answer) for example in heard.heldout)
         result["prompts"] = len(answers.heldout)
         (work.folder / RESULT).write_text(pretty(result), encoding="utf-8")
         return {
@@ -90,6 +115,8 @@ def evaluation(
     }
     inputs: dict[str, Input] = {"samples": samples, **arms}
     inputs[resource.kind] = resource
+    if foreign:
+        inputs |= {"retokenised": foreign.told, "base": foreign.base}
     return build(store, "evaluation", inputs=inputs, config=config, make=make, layer="release")
 
 
@@ -133,27 +160,56 @@ def _against(
     )
 
 
-def _rates(
+def _apart(
     teacher: Teacher,
-    answers: Answers,
+    both: Both,
+    vocabulary: Vocabulary,
+    models: Mapping[str, Any],
+    recipe: Recipe,
+    progress: Meter,
+) -> Json:
+    """Every model against a teacher of other tokens."""
+    return evaluate_foreign(
+        teacher.model,
+        both,
+        vocabulary,
+        models,
+        recipe.evaluate,
+        seed=recipe.seed,
+        length=recipe.train.sequence_length,
+        meter=progress,
+    )
+
+
+Speaker = tuple[Teacher, Answers]
+
+
+def _rates(
+    theirs: Speaker,
+    ours: Speaker,
     vocabulary: Vocabulary,
     arms: Mapping[str, Artifact],
     recipe: Recipe,
     work: Work,
 ) -> dict[str, solve.Rates]:
-    """How often teacher and arms solve each held-out problem."""
+    """How often teacher and arms solve each held-out problem.
+
+    Args:
+        theirs: the teacher, with the answers in its tokens. ours: the model in whose tokens the
+            arms answer, with the answers in these.
+    """
     folder = work.scratch("solving")
     if recipe.teacher.endpoint:
-        rates = {TEACHER: solve.judged(teacher, answers)}
+        rates = {TEACHER: solve.judged(*theirs)}
     else:
-        own = solve.Solver.of_teacher(teacher, answers)
-        rates = {TEACHER: solve.solve(own, answers, recipe, folder, TEACHER)}
+        own = solve.Solver.of_teacher(*theirs)
+        rates = {TEACHER: solve.solve(own, theirs[1], recipe, folder, TEACHER)}
     for name, arm in arms.items():
         model = first.load_model(arm.path)
         if fast_dtype(model) == torch.bfloat16:
             model = halved(model)
-        student = solve.Solver.of_student(model, vocabulary, teacher, answers)
-        rates[name] = solve.solve(student, answers, recipe, folder, name)
+        student = solve.Solver.of_student(model, vocabulary, *ours)
+        rates[name] = solve.solve(student, ours[1], recipe, folder, name)
     return rates
 
 

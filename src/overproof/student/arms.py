@@ -15,9 +15,11 @@ from overproof.core.recipe import Recipe
 from overproof.core.sections import TrainConfig
 from overproof.student import initial as first
 from overproof.student import steplog
+from overproof.student.across import build_cell_set
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
 from overproof.student.quantise import KINDS, release
+from overproof.student.retokenise import Both
 from overproof.student.rollouts import Judge
 from overproof.student.train import Trained, record_keys, train
 from overproof.student.vocabulary import Vocabulary
@@ -38,20 +40,24 @@ def student(
     recipe: Recipe,
     resource: Input,
     store: Path,
+    told: Artifact | None = None,
 ) -> Artifact:
     """The stage `student`: the recipe's divergence from the cached signals.
 
     Args:
+        samples: the teacher's answers. told: the same in the student's tokens, where it has others.
         signals: None: it learns from the teacher's text alone.
         load: loads the teacher, called only if it has to judge what the student says.
     """
     inputs: dict[str, Input] = {"initial": start, "samples": samples}
     if signals is not None:
         inputs["signals"] = signals
+    if told is not None:
+        inputs["retokenised"] = told
     if recipe.train.on_policy:
         inputs["teacher"] = resource
     judging = load if recipe.train.on_policy else None
-    return _arm(_Arm("student", start, samples, recipe, signals, judging), inputs, store)
+    return _arm(_Arm("student", start, samples, recipe, signals, judging, told), inputs, store)
 
 
 def control(start: Artifact, samples: Artifact, recipe: Recipe, store: Path) -> Artifact:
@@ -70,6 +76,7 @@ class _Arm:
     Attributes:
         signals: None: it learns from the text alone.
         load: of the teacher that judges what the student says; None: none does.
+        told: the answers in the student's tokens, where the teacher has others.
     """
 
     kind: str
@@ -78,6 +85,7 @@ class _Arm:
     recipe: Recipe
     signals: Artifact | None = None
     load: Callable[[], Teacher] | None = None
+    told: Artifact | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -104,6 +112,9 @@ class _Arm:
                 folder, answers.student_prefix, text, start.vocabulary, None, alone=alone
             )
         signals = SignalCache(self.signals.path, made_of(self.samples, self.recipe))
+        if self.told is not None:
+            both = Both.read(self.samples, self.told, start.vocabulary)
+            return cell_set(folder, both, start.vocabulary, signals, self.recipe, alone=alone)
         return signalled_set(folder, answers, start.vocabulary, signals, self.recipe, alone=alone)
 
     def judge(self, answers: Answers, start: first.Initial) -> Judge | None:
@@ -135,11 +146,32 @@ def signalled_set(
     )
 
 
+def cell_set(
+    folder: Path,
+    both: Both,
+    vocabulary: Vocabulary,
+    signals: SignalCache,
+    recipe: Recipe,
+    *,
+    alone: bool = False,
+) -> TrainSet:
+    """The same where the teacher has other tokens; see `build_cell_set`."""
+    return build_cell_set(
+        folder,
+        both,
+        vocabulary,
+        signals,
+        prompts=recipe.signals.prompts,
+        temperature=recipe.signals.temperature,
+        alone=alone,
+    )
+
+
 def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
     recipe, config = arm.recipe, arm.config
 
     def make(work: Work) -> Json:
-        answers, start = read(arm.samples), first.load(arm.start.path)
+        answers, start = read(arm.told or arm.samples), first.load(arm.start.path)
         examples = work.scratch("examples")
         data = arm.data(examples, answers, start)
         judge = arm.judge(answers, start)

@@ -23,7 +23,6 @@ from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.contract import BASE  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
-from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.core.sections import SampleConfig, StudentConfig  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
@@ -38,7 +37,7 @@ from overproof.teacher.forward import packs  # noqa: E402
 from overproof.teacher.kept import Spread, TopK, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.signals import answer_rows, shard_signals, target_mask  # noqa: E402
-from overproof.teacher.tokens import token_ids  # noqa: E402
+from overproof.teacher.tokens import other_tokens  # noqa: E402
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
@@ -73,28 +72,15 @@ def demand(teacher: Teacher, base: Teacher, config: StudentConfig) -> None:
     Raises:
         StageError: the base's architecture has no plain stack of decoder layers, or the tokenizer
             lacks its own control tokens.
-        UsageError: larger than the base, a vocabulary with no room for bytes and control tokens,
-            or a base of other tokens than the teacher's.
+        UsageError: larger than the base, or a vocabulary with no room for bytes and control tokens.
     """
     if packs(base.model):
         experts.demand(base.model.config, config)
         shape.demand_fit(base.model, config)
     else:
         general.demand_fit(base.model, config)
-    _demand_same_tokens(teacher, base)
-    demand_room(teacher.tokenizer_state, config.vocabulary, control_tokens(teacher))
-
-
-def _demand_same_tokens(teacher: Teacher, base: Teacher) -> None:
-    """Every token of the teacher's is the base's too, under the same id; it may have others."""
-    wanted, got = (token_ids(one.tokenizer_state) for one in (teacher, base))
-    other = [text for text, number in wanted.items() if got.get(text) != number]
-    if other:
-        raise UsageError(
-            f"student.base: {base.name} has other tokens than the teacher",
-            details=[f"{len(other):,} of {len(wanted):,} tokens, {other[0]!r} the first of them"],
-            hint="name a model of the teacher's own family",
-        )
+    speaker = base if other_tokens(teacher.tokenizer_state, base.tokenizer_state) else teacher
+    demand_room(speaker.tokenizer_state, config.vocabulary, control_tokens(speaker))
 
 
 def make(
@@ -238,8 +224,10 @@ def initial(
             recipe.train.sequence_length,
             spread_temperature(recipe.signals),
         )
-        if resource.kind == BASE:  # in whose tokens a teacher answers that is not here
+        if resource.kind == BASE:  # in whose tokens the answers are, but who did not give them
             del made.facts["teacher"]
+            if "teacher" in samples.facts:  # known where it is here, see `retokenise`
+                made.facts["teacher"] = samples.facts["teacher"]
         save(made, teacher, work.folder)
         return made.facts
 

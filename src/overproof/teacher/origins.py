@@ -11,6 +11,7 @@ from overproof.core.errors import UsageError
 from overproof.core.recipe import Recipe
 from overproof.teacher import local
 from overproof.teacher.remote import stage as remote
+from overproof.teacher.tokens import other_tokens
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class Origins:
     Attributes:
         base: what the student is cut from, where that is not the teacher. A teacher behind an
             endpoint has no weights: there always is one then.
+        apart: whether the base has other tokens than a teacher that is here.
     """
 
     teacher: Origin
     base: Origin | None = None
+    apart: bool = False
 
     @property
     def each(self) -> list[Origin]:
@@ -76,6 +79,11 @@ class Origins:
     def here(self) -> Origin:
         """The model in whose tokens and template the answers are: the teacher, if it is here."""
         return self.base if self.base and self.remote else self.teacher
+
+    @property
+    def speaker(self) -> Origin:
+        """The model whose tokens and template the student has."""
+        return self.base if self.base and self.apart else self.here
 
     @property
     def other(self) -> Origin | None:
@@ -99,4 +107,13 @@ def find(recipe: Recipe) -> Origins:
     place, resource = local.identify(base)
     if resource.sha256 == teacher.resource.sha256:  # the same model under another name or path
         return Origins(teacher)
-    return Origins(teacher, Origin(base, place, replace(resource, kind=BASE)))
+    origin = Origin(base, place, replace(resource, kind=BASE))
+    return Origins(teacher, origin, apart=_apart(teacher, origin))
+
+
+def _apart(teacher: Origin, base: Origin) -> bool:
+    """Whether the teacher's tokens are not the base's too, under the same ids."""
+    if teacher.place is None or base.place is None:
+        return False
+    states = [local.tokenizer_state(one.name, one.place) for one in (teacher, base) if one.place]
+    return bool(other_tokens(*states))
