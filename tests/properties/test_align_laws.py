@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-UNIT = Path(__file__).parents[1] / "unit"
-sys.path += [str(UNIT / "release"), str(UNIT / "teacher")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "release"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "teacher"))
 
 import tiny_teacher as tiny
 from tiny_model import teacher_tokenizer
@@ -20,8 +20,8 @@ from overproof.student.common import Common
 from overproof.teacher.tokens import byte_level
 
 WORDS = st.sampled_from(
-    [" parcel", "Monday 12 May 2026", "123456", "I'll", "   ", "\n\n", "😀", "👩‍👩‍👧", "ß", "日本語",
-     "e\u0301", "a\u0308o\u0308", "naïve", " 12,345.00", "\u200f", "العربية"]
+    [" parcel", "Monday 12 May 2026", "123456", "I'll", "   ", "\n\n", "😀", "👩‍👩‍👧", "ß",
+     "日本語", "e\u0301", "a\u0308o\u0308", "naïve", " 12,345.00", "\u200f", "العربية"]
 )  # fmt: skip
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=60),

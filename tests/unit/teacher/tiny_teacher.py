@@ -90,14 +90,14 @@ OTHER_TEXT = (
     "naïve café Zürich 日本 😀, where the parcel arrived and the payment arrived.",
 )
 OTHER_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<{{ 'user' if m['role'] != 'assistant' else m['role'] }}>"
-    "{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<assistant>' if m['role'] == 'assistant' else "
+    "'<user>' }}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
 @cache
 def other_tokenizer(size: int = 420) -> Tokenizer:
-    """One that cuts otherwise: it joins digits, knows other words, and begins a text with a token."""
+    """One that cuts otherwise: it joins digits, knows other words, and has a beginning of text."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -116,9 +116,7 @@ def other(size: int = 420, **changes: Any) -> Teacher:
     """A model with that tokenizer."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=other_tokenizer(size),
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
+        **dict(zip(("bos_token", "eos_token", "pad_token"), ("<s>", "</s>", "</s>"), strict=True)),
         chat_template=OTHER_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
