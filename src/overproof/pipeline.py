@@ -117,7 +117,7 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     told = foreign = None
     if origins.apart:
         records, models = {"train": train, "heldout": heldout}, {"teacher": teacher, "base": voice}
-        told = retokenise.retokenise(load, speak, samples, records, models, recipe, store)
+        told = retokenise.retokenise(load, speak, samples, cached, records, models, recipe, store)
         foreign = quality.Foreign(speak, voice, told)
         base = None  # from here on it stands where the teacher stood
     known = None if told else cached
@@ -187,9 +187,15 @@ def demand(teacher: local.Teacher, base: local.Teacher, recipe: Recipe) -> None:
 
 
 def _base(origins: Origins) -> initial.Base | None:
-    """What the student is cut from, where `_load` loads another model; loaded when needed."""
+    """What the student is cut from, where `_load` loads another model; loaded when needed.
+
+    With other tokens than the teacher's it must converse: its own template is the student's.
+    """
     one = origins.other
-    return initial.Base(one.resource, functools.partial(local.load_base, one.name)) if one else None
+    if one is None:
+        return None
+    load = one.load if origins.apart else functools.partial(local.load_base, one.name)
+    return initial.Base(one.resource, load)
 
 
 def _certify(

@@ -171,7 +171,8 @@ def masses(found: Spread, places: Sequence[Place], common: Common) -> Floats:
     row = [place.rows[0] for place in places]
     own_m1 = np.array([place.own for place in places], np.int64)[:, None]
     begins_mK = (common.first_U[ids[row]] == own_m1) & common.longer_U[ids[row]]
-    return mass + (probs[row] * begins_mK).sum(-1)
+    beside: Floats = (probs[row] * begins_mK).sum(-1)
+    return mass + beside
 
 
 def _of(ids_K: NDArray[np.int64], probs_K: Floats, tokens: Iterable[int]) -> float:
@@ -295,8 +296,15 @@ def _blocks(
     top_k: int,
     own_N: NDArray[np.int32],
 ) -> Iterator[Block]:
-    """Targets of all places, in order; tells `own_N` which own tokens are taken out."""
-    for group, found in zip(groups, shards, strict=True):
+    """Targets of all places, in order; tells `own_N` which own tokens are taken out.
+
+    Raises:
+        StageError: there are more or fewer signals than positions.
+    """
+    wanted = sum(group.positions for group in groups)
+    got = 0
+    for group, found in zip(groups, shards, strict=False):
+        got += len(found.ids_NK)
         demand_equal(len(found.ids_NK), group.positions)
         if not group.places:
             continue
@@ -309,6 +317,7 @@ def _blocks(
             part = slice(start, start + PROJECT_ROWS)
             rows = found.rows(torch.from_numpy(row[part]))
             yield project(rows, own[part], mass[part], common, top_k)
+    demand_equal(got + sum(len(more.ids_NK) for more in shards), wanted)
 
 
 def project(

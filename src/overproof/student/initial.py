@@ -43,6 +43,7 @@ TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probabi
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
 OWN = TopK(96)  # kept of a base's own distributions while its layers are measured
 SHAPE = "shape.json"
+MASS = "mass.npy"  # beside answers that were written in other tokens, see `retokenise`
 SINGLE = ("bos_token_id", "pad_token_id")  # of a configuration; ends may be several
 
 
@@ -92,6 +93,7 @@ def make(
     config: StudentConfig,
     length: int,
     temperature: float = 1.0,
+    known: NDArray[np.float64] | None = None,
 ) -> Initial:
     """Shape the student from its base.
 
@@ -104,9 +106,10 @@ def make(
             not known, and what a layer is worth is measured against the base's own.
         length: tokens a packed sequence.
         temperature: of those distributions.
+        known: how much probability each token has by a teacher of other tokens.
     """
     # 1.
-    mass = _mass(teacher, prefix, examples, signals or ())
+    mass = _mass(teacher, prefix, examples, signals or (), known)
     vocabulary = trim(
         teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control_tokens(teacher)
     )
@@ -223,6 +226,7 @@ def initial(
             recipe.student,
             recipe.train.sequence_length,
             spread_temperature(recipe.signals),
+            np.load(samples.file(MASS)) if (samples.path / MASS).is_file() else None,
         )
         if resource.kind == BASE:  # in whose tokens the answers are, but who did not give them
             del made.facts["teacher"]
@@ -323,20 +327,33 @@ def name_control_tokens(config: Any, teacher: Teacher, vocabulary: Vocabulary) -
         setattr(config, name, vocabulary.whole(old) if isinstance(old, int) else None)
 
 
-def _mass(
-    teacher: Teacher,
-    prefix: Sequence[int],
-    examples: Sequence[Example],
-    signals: Iterable[Spread],
-) -> NDArray[np.float64]:
-    """How much the task needs each teacher token: the teacher's probability, and its use."""
-    size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
+def spread_mass(signals: Iterable[Spread], size: int) -> NDArray[np.float64]:
+    """The probability of each of so many tokens, summed over all positions."""
     mass = np.zeros(size)
     for shard in signals:
         share_N1 = shard.tail_N[:, None] / max(1, shard.drawn_NR.shape[1])
         shares_NR = share_N1.expand(shard.drawn_NR.shape)
         for ids, probs in ((shard.ids_NK, shard.probs_NK), (shard.drawn_NR, shares_NR)):
             mass += np.bincount(ids.numpy().ravel(), probs.double().numpy().ravel(), size)
+    return mass
+
+
+def _mass(
+    teacher: Teacher,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    signals: Iterable[Spread],
+    known: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """How much the task needs each teacher token: the teacher's probability, and its use.
+
+    Args:
+        known: more of its probability.
+    """
+    size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
+    mass = spread_mass(signals, size)
+    if known is not None:
+        mass[: len(known)] += known[:size]
     text = np.fromiter((token for one in examples for token in one.tokens), np.int64)
     mass += TEXT_WEIGHT * np.bincount(text, minlength=size)
     mass[list(prefix)] += len(examples)  # every conversation begins with them

@@ -14,18 +14,34 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from overproof.core.artifact import Artifact, Input, Json, Work, build
 from overproof.core.errors import UsageError
+from overproof.core.methods import Exact
 from overproof.core.recipe import Recipe
 from overproof.student.align import Side
-from overproof.student.initial import size
+from overproof.student.common import Common
+from overproof.student.initial import MASS, size, spread_mass
 from overproof.student.vocabulary import Vocabulary
-from overproof.teacher.answers import CHECKS, MADE_OF, PREFIX, TEXTS, UNCHECKED, Answers, read
+from overproof.teacher.answers import (
+    CHECKS,
+    MADE_OF,
+    PREFIX,
+    TEXTS,
+    UNCHECKED,
+    Answers,
+    made_of,
+    read,
+)
+from overproof.teacher.cache import SignalCache
 from overproof.teacher.example import Example
+from overproof.teacher.kept import Spread
 from overproof.teacher.local import Teacher
 from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
+from overproof.teacher.signals import answer_rows
 from overproof.teacher.tokens import byte_level
 
 TOKENIZER, SIDES, ASKED = "teacher-tokenizer.json", "sides.json", "asked.json"
@@ -62,12 +78,20 @@ def demand(base: Teacher, recipe: Recipe) -> None:
                 details=[f"student.base: {base.name} has others"],
                 hint=f"leave train.{field} out, or name a base of the teacher's own family",
             )
+    if isinstance(recipe.signals, Exact) and recipe.signals.temperature != 1.0:
+        raise UsageError(
+            "signals.kind `exact` gives a student with other tokens the teacher's distributions at "
+            "temperature 1",
+            details=[f"signals.temperature: got {recipe.signals.temperature:g}"],
+            hint="set it to 1, or take signals.kind `sampled` or `top-k`",
+        )
 
 
 def retokenise(
     load: Callable[[], Teacher],
     load_base: Callable[[], Teacher],
     samples: Artifact,
+    signals: Artifact | None,
     records: Mapping[str, Artifact],
     resources: Mapping[str, Input],
     recipe: Recipe,
@@ -77,9 +101,12 @@ def retokenise(
 
     1. Render the prompts with the base's chat template; shots are not shown to a student.
     2. Cut each answer anew, behind it the base's own end where the teacher ended it.
+    3. Say how much of the teacher's probability begins with each of the base's tokens: by this its
+       vocabulary is trimmed.
 
     Args:
         load: the teacher, for its tokenizer.
+        signals: its distributions; None: they are not known.
         records: the certified splits, `train` and `heldout`.
         resources: `teacher` and `base`.
 
@@ -107,12 +134,22 @@ def retokenise(
             "answer_tokens": sum(len(one.answer) for one in written[TRAIN]),
             "teacher": size(teacher.model),
         }
-        known = ("checked",) if "checked" in samples.facts else ()
-        return facts | {name: samples.facts[name] for name in known}
+        # 3.
+        if signals is not None:
+            only = answer_rows(answers.train) if recipe.signals.prompts else None
+            cache = SignalCache(signals.path, made_of(samples, recipe), only)
+            np.save(work.folder / MASS, _mass(side_of(teacher), side_of(base), cache))
+        return facts | {key: samples.facts[key] for key in ("checked",) if key in samples.facts}
 
-    config = {"system": recipe.teacher.system, "sample": recipe.sample.model_dump()}
-    config |= {"seed": recipe.seed, "sequence_length": recipe.train.sequence_length}
+    config: Json = {
+        "system": recipe.teacher.system,
+        "sample": recipe.sample.model_dump(),
+        "seed": recipe.seed,
+        "sequence_length": recipe.train.sequence_length,
+    }
     inputs: dict[str, Input] = {"samples": samples, **records, **resources}
+    if signals is not None:
+        inputs["signals"] = signals
     return build(store, "retokenised", inputs=inputs, config=config, make=make, layer="student")
 
 
@@ -142,6 +179,13 @@ class Writer:
             text, whole = raw[: error.start].decode(), False
         ended = whole and example.answer[-1:] and example.answer[-1] in self.teacher.ends
         return (*self.base.cut(text), *(self.base.ends[:1] if ended else ()))
+
+
+def _mass(teacher: Side, base: Side, signals: Iterable[Spread]) -> NDArray[np.float64]:
+    """The teacher's probability, summed over all positions, of what begins with each token."""
+    first_U = Common.of(teacher, base).first_U
+    mass: NDArray[np.float64] = np.bincount(first_U, spread_mass(signals, teacher.rows), base.rows)
+    return mass
 
 
 def _demand_room(prefix: Sequence[int], written: Iterable[Example], recipe: Recipe) -> None:
