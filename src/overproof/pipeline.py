@@ -27,7 +27,7 @@ from overproof.release import assemble, collect, quality, targets  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
 from overproof.release.parts import Parts  # noqa: E402
-from overproof.student import arms, initial, scratch  # noqa: E402
+from overproof.student import arms, initial, retokenise, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
 from overproof.teacher.origins import Loader, Origin, Origins, find  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
@@ -106,34 +106,44 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: E
         corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
         own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store, by.train)
         origins = Origins(Origin(recipe.teacher.model, own.path, own))
-    here, speakers, base = origins.here.input, origins.speakers, _base(origins)
+    here, told_by, base = origins.here.input, origins.tokens_of, _base(origins)
     load = Loader(functools.partial(_load, recipe, origins, base))
+    speak = Loader(lambda _: origins.speaker.load()) if origins.apart else load
+    voice = origins.speaker.input
     decision, plan, terms = ask_terms(recipe, origins, store)
 
     draw = remote.sample if origins.remote else functools.partial(answers.sample, pool=by.pool)
-    samples = draw(load, train, heldout, speakers, terms, recipe, store)
+    samples = draw(load, train, heldout, told_by, terms, recipe, store)
     text = isinstance(recipe.signals, Text)  # of which nothing is kept
-    cached = None if text else signals.cache(load, samples, recipe, origins.answering, store)
-    start = initial.initial(load, samples, cached, recipe, here, store, base)
+    cached = None if text else signals.cache(load, samples, recipe, origins.taught_by, store)
+    told = foreign = None
+    if origins.apart:
+        records, models = {"train": train, "heldout": heldout}, {"teacher": here, "base": voice}
+        told = retokenise.retokenise(load, speak, samples, cached, records, models, recipe, store)
+        foreign = quality.Foreign(speak, voice, told)
+        base = None  # from here on it stands where the teacher stood
+    said, known = told or samples, None if told else cached
+    start = initial.initial(speak, said, known, recipe, voice, store, base)
     load.clear()  # training has its signals, unless it is on-policy: memory for the workers
-    students = arms.students(load, start, samples, cached, recipe, here, store, by.train)
+    speak.clear()
+    students = arms.students(load, start, samples, cached, recipe, here, store, by.train, told)
     load.clear()
     student = students[0]  # not the best of them: that would be chosen on the held-out prompts
-    controls = arms.controls(start, samples, cached, student, recipe, store, by.train)
+    controls = arms.controls(start, said, cached, student, recipe, store, by.train)
 
     evaluations = quality.evaluations(
-        load, samples, start, students, controls, recipe, speakers, store
+        load, samples, start, students, controls, recipe, told_by, store, foreign
     )
-    texts = quality.heldout_texts(samples, start)
+    texts = quality.heldout_texts(said, start)
     builds = speed = None
     if recipe.export.targets:
-        builds = export(student, recipe.export, texts, store=store, source=samples)
+        builds = export(student, recipe.export, texts, store=store, source=said)
         speed = quality.speed(load, builds, here, store)
 
     parts = Parts(
         heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own,
-        terms=terms, samples=samples, signals=cached, initial=start, students=students,
-        controls=controls, evaluations=evaluations, export=builds, speed=speed,
+        terms=terms, samples=samples, signals=cached, retokenised=told, initial=start,
+        students=students, controls=controls, evaluations=evaluations, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
         return publish(parts, recipe, path, decision, plan, origins, out, signer)
@@ -155,7 +165,10 @@ def _load(recipe: Recipe, origins: Origins, base: initial.Base | None, which: in
     if which:
         return origins.teachers[which].load()
     loaded = origins.here.load()
-    demand(loaded, base.load() if base else loaded, recipe)
+    other = base.load() if base else loaded
+    demand(loaded, other, recipe)
+    if origins.apart:
+        retokenise.demand(other, recipe)
     return loaded
 
 
@@ -179,9 +192,15 @@ def demand(teacher: local.Teacher, base: local.Teacher, recipe: Recipe) -> None:
 
 
 def _base(origins: Origins) -> initial.Base | None:
-    """What the student is cut from, where `_load` loads another model; loaded when needed."""
+    """What the student is cut from, where `_load` loads another model; loaded when needed.
+
+    With other tokens than the teacher's it must converse: its own template is the student's.
+    """
     one = origins.other
-    return initial.Base(one.resource, functools.partial(local.load_base, one.name)) if one else None
+    if one is None:
+        return None
+    load = one.load if origins.apart else functools.partial(local.load_base, one.name)
+    return initial.Base(one.resource, load)
 
 
 def _certify(

@@ -33,7 +33,8 @@ from overproof.core.errors import OverproofError, StageError, UsageError  # noqa
 from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.data.read import lone_prompts  # noqa: E402
 from overproof.policy import obligations  # noqa: E402
-from overproof.student import initial  # noqa: E402
+from overproof.student import initial, retokenise  # noqa: E402
+from overproof.student.common import Common  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, Divergence, divergence  # noqa: E402
 from overproof.student.losses import Dense, divergence_of  # noqa: E402
 from overproof.teacher import local  # noqa: E402
@@ -46,6 +47,7 @@ from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
 from overproof.teacher.routing import demand_alike  # noqa: E402
 from overproof.teacher.sample import sampler  # noqa: E402
 from overproof.teacher.signals import shard_signals  # noqa: E402
+from overproof.teacher.tokens import other_tokens  # noqa: E402
 
 PROMPTS = 8  # answered; a prefill group
 PROBES = (
@@ -117,7 +119,9 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     prompts = first_prompts(recipes.find_data(recipe.data.train, path), recipe)
     note(f"preflight: {len(prompts)} prompts of {recipe.data.train}")
     teacher, other = local.load(origins.here.name), origins.other
-    base = local.load_base(other.name) if other else teacher
+    base = teacher
+    if other:
+        base = other.load() if origins.apart else local.load_base(other.name)
     asked = remote_preflight.run(recipe, prompts[0], teacher) if origins.remote else ()
     fits = _attempt(
         "student",
@@ -125,7 +129,8 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
         "can be cut from this model",
     )
     others = [_alike(teacher, origins)] if origins.others else []
-    return (*asked, *judge(look(teacher, prompts, recipe)), *others, fits)
+    seen = judge(look(teacher, prompts, recipe))
+    return (*asked, *seen, *others, tokens(teacher, base, recipe), fits)
 
 
 def _alike(first: local.Teacher, origins: Origins) -> Check:
@@ -134,6 +139,27 @@ def _alike(first: local.Teacher, origins: Origins) -> Check:
             demand_alike(first, other.load())
 
     return _attempt("teachers", demand, f"{len(origins.teachers)} speak alike")
+
+
+def tokens(teacher: local.Teacher, base: local.Teacher, recipe: Recipe) -> Check:
+    """Which way the teacher's distributions go to the student's tokens."""
+    if base is teacher:
+        return Check("tokens", "ok", "the teacher's own")
+    if not other_tokens(teacher.tokenizer_state, base.tokenizer_state):
+        return Check("tokens", "ok", f"those of {base.name}, the teacher's among them")
+    try:
+        retokenise.demand(base, recipe)
+    except OverproofError as error:
+        return Check.failed("tokens", error)
+    sides = [retokenise.side_of(one) for one in (teacher, base)]
+    found = Common.of(*sides)
+    same = int((found.same_V >= 0).sum())
+    return Check(
+        "tokens",
+        "ok",
+        f"others than the teacher's: texts are aligned by bytes; {same:,} of the base's "
+        f"{found.same_V.size:,} tokens are the teacher's too, in {found.cells:,} common cells",
+    )
 
 
 def first_prompts(path: Path, recipe: Recipe) -> list[str]:

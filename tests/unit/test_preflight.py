@@ -150,3 +150,17 @@ def test_the_recipe_that_ships_is_fit() -> None:
     assert result.exit_code == 0, result.checks
     assert result.to_json()["fit"]
     assert doctor.render(result).endswith("support can run here: overproof distill support")
+
+
+def test_which_way_leads_to_the_students_tokens_is_told() -> None:
+    """The teacher's own, a relative's, others that can be aligned, others that cannot."""
+    teacher, other = tiny.teacher(), tiny.other()
+    assert preflight.tokens(teacher, teacher, recipe()).detail == "the teacher's own"
+    relative = replace(tiny.teacher(seed=3), name="relative")
+    assert preflight.tokens(teacher, relative, recipe()).detail.startswith("those of relative")
+    found = preflight.tokens(teacher, other, recipe())
+    assert found.state == "ok"
+    assert "aligned by bytes" in found.detail
+    refused = preflight.tokens(teacher, other, recipe("train.on_policy={}"))
+    assert refused.state == "missing"
+    assert "train.on_policy" in str(refused)

@@ -183,9 +183,9 @@ class StudentConfig(Section):
     name: str = Field(description="name of the released model; terms may demand a prefix")
     base: str | None = Field(
         None,
-        description="model that the student is cut from, named as a teacher is, with the teacher's "
-        "tokens; the teacher by default, required with teacher.endpoint. With all its layers kept "
-        "it is the student itself",
+        description="model that the student is cut from, named as a teacher is; the teacher by "
+        "default, required with teacher.endpoint. With all its layers kept it is the student "
+        "itself; it may have other tokens than the teacher, see docs/tokenizers.md",
     )
     layers: Positive | None = Field(None, description="decoder layers kept, all by default")
     mlp_width: Positive | None = Field(

@@ -90,6 +90,7 @@ def collect(
             parts.samples.facts,
             parts.initial.facts,
             match.display(base.resource.name) if base else None,
+            apart=parts.retokenised is not None,
         ),
         agreement_by_position=figures.AgreementByPosition(
             *(_positions(result[arm]) for arm in ("student", "untrained"))

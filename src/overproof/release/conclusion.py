@@ -24,9 +24,10 @@ CLOSENESS = (
     ". It does not count: the student learned to solve problems, and its teacher's mistakes are "
     "no aim"
 )
+OF_TEXT = ("perplexity", "nats_per_byte")  # least for what the text was drawn from
 BELOW = (
-    ". It does not count: one of the two is below the teacher's own perplexity, and lower is then "
-    "no longer closer"
+    ". It does not count: one of the two is below the teacher's own, and lower is then no longer "
+    "closer"
 )
 SHARPENED = (
     ". It does not count: answers drawn at temperature {temperature:g} and top-p {top_p:g}{cut} "
@@ -121,7 +122,8 @@ def compare(
 ) -> tuple[Comparison, ...]:
     """The student against another arm, by every metric that both have.
 
-    Perplexity of the teacher's text is least for the distribution that the text was drawn from.
+    Perplexity or cross-entropy of the teacher's text is least for the distribution that the text
+    was drawn from.
     That is the teacher's only if it was drawn as it is, at temperature 1; and even then lower
     means closer only down to the teacher's own. Elsewhere it is shown and does not count.
 
@@ -137,10 +139,10 @@ def compare(
         objection = ""
         if (metric.field == SOLVED) != evaluation.solving:
             objection = CLOSENESS if evaluation.solving else PROBLEMS
-        elif metric.field == "perplexity" and not evaluation.as_is:
+        elif metric.field in OF_TEXT and own and not evaluation.as_is:
             cut = "" if evaluation.top_k is None else f" from {evaluation.top_k} tokens"
             objection = SHARPENED.format(**vars(evaluation), cut=cut)
-        elif metric.field == "perplexity" and own and min(mine.value, theirs.value) < own.value:
+        elif metric.field in OF_TEXT and own and min(mine.value, theirs.value) < own.value:
             objection = BELOW
         several = (metric.of(over[0]), over[1]) if over else (None, 1)
         found.append(Comparison(metric, mine, theirs, change, objection, *several))

@@ -157,7 +157,7 @@ def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
     2. Each model's log-probabilities at the same places.
     """
     # 1.
-    truth_NU = _truth(measured.teacher, measured.prefix, group, measured.length)
+    truth_NU = read_teacher(measured.teacher, measured.prefix, group, measured.length)
     tallies = {TEACHER: _tally_teacher(truth_NU, group)}
     truth = _Truth.of(truth_NU, measured.vocabulary)
     head = measured.vocabulary.spell(measured.student_prefix)
@@ -170,7 +170,9 @@ def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:
 
 
 @torch.inference_mode()
-def _truth(teacher: Any, prefix: Sequence[int], group: Sequence[Example], length: int) -> Tensor:
+def read_teacher(
+    teacher: Any, prefix: Sequence[int], group: Sequence[Example], length: int
+) -> Tensor:
     """The teacher's log-probabilities at every answer position, (N, U)."""
     count = sum(len(example.answer) for example in group)
     found = torch.empty(count, teacher.config.vocab_size)

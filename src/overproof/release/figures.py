@@ -28,7 +28,10 @@ class Arm:
         top1_agreement: share of positions where its most likely token is the teacher's, 0 to 1.
         perplexity: of the teacher's answers under this model.
         pass_at_1: share of held-out problems that one answer of it solves, 0 to 1.
-        nats_per_byte: cross-entropy of the teacher's answers, where only these are known of it.
+        nats_per_byte: cross-entropy of the teacher's answers, where only these are known of it, or
+            its tokens are others.
+        common_kl_nats_per_place, common_top1_agreement: of a student with other tokens, over what
+            both vocabularies have in common, at the places where both sides have a boundary.
     """
 
     kl_nats_per_token: Interval | None = None
@@ -36,6 +39,8 @@ class Arm:
     perplexity: Interval | None = None
     pass_at_1: Interval | None = None
     nats_per_byte: Interval | None = None
+    common_kl_nats_per_place: Interval | None = None
+    common_top1_agreement: Interval | None = None
 
     @classmethod
     def of(cls, numbers: Mapping[str, Mapping[str, float]]) -> Arm:

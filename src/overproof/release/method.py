@@ -9,13 +9,14 @@ from overproof.core.sections import TrainConfig
 
 
 def sentences(
-    recipe: Recipe, drawn: Json, initial: Json, base: str | None = None
+    recipe: Recipe, drawn: Json, initial: Json, base: str | None = None, *, apart: bool = False
 ) -> tuple[str, ...]:
     """What the teacher gave, what the student is, how it learned.
 
     Args:
         drawn: facts of the stage `samples`. initial: facts of the stage `initial`.
         base: name of what the student was cut from; None: the teacher.
+        apart: whether that has other tokens than the teacher.
     """
     sample, train, student = recipe.sample, recipe.train, recipe.student
     remote = recipe.teacher.endpoint is not None
@@ -57,6 +58,7 @@ def sentences(
         f"{several(recipe)}",
         f"The student is {base or 'the teacher'} with {chosen}, {narrow} "
         f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them{after}",
+        *(other_tokens(recipe) if apart else ()),
         f"It was trained for {train.steps:,} steps of {train.sequences} {sequences} of "
         f"{train.sequence_length} tokens by {objective(recipe)}, with {train.optimizer} at a "
         f"peak rate of {train.learning_rate:g}.{where}"
@@ -89,6 +91,19 @@ def several(recipe: Recipe) -> str:
     return (
         f" {count} teachers answered, each prompt one of them: chosen by the record's fields, and "
         "among those that may answer drawn by weight."
+    )
+
+
+def other_tokens(recipe: Recipe) -> tuple[str, ...]:
+    """How the teacher's tokens and the student's were brought together."""
+    said = "The student reads and writes its base's own tokens and chat template, not the teacher's"
+    if recipe.by_text:
+        return (f"{said}; the teacher's answers were written in these.",)
+    return (
+        f"{said}: both texts were aligned by their bytes. Where both have a boundary, it learned "
+        "the teacher's distribution over what the two vocabularies have in common, its own next "
+        "token among it with the probability that the teacher's tokens there have one after "
+        "another; inside the teacher's tokens it learned the text.",
     )
 
 

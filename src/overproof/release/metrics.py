@@ -80,6 +80,21 @@ METRICS = (
         higher_is_better=False,
     ),
     Metric(
+        "common_kl_nats_per_place",
+        "KL over common tokens",
+        "nats per place where both tokenizers have a boundary",
+        "KL to the teacher over common tokens, nats per shared place",
+        higher_is_better=False,
+    ),
+    Metric(
+        "common_top1_agreement",
+        "Top-1 agreement over common tokens",
+        "share of shared places",
+        "top-1 agreement over common tokens",
+        higher_is_better=True,
+        share=True,
+    ),
+    Metric(
         "nats_per_byte",
         "Cross-entropy",
         "nats per byte of the teacher's answers",

@@ -17,6 +17,7 @@ class Parts:
     Attributes:
         corpus, teacher: where the run trained its own teacher: the teacher, and the records, unless
             they are those of `train`.
+        retokenised: where the student has other tokens than its teacher.
         students, evaluations: one a seed; those of the first count, and its student is released.
         controls: the control arms by name, one a seed.
         export, speed: where builds were asked for.
@@ -29,6 +30,7 @@ class Parts:
     terms: Artifact
     samples: Artifact
     signals: Artifact | None
+    retokenised: Artifact | None
     initial: Artifact
     students: tuple[Artifact, ...]
     controls: Mapping[str, tuple[Artifact, ...]]
@@ -61,7 +63,7 @@ class Parts:
         """Every artifact, in the order of the work."""
         before = (
             self.train, self.heldout, self.corpus, self.teacher, self.terms, self.samples,
-            self.signals, self.initial,
+            self.signals, self.retokenised, self.initial,
         )  # fmt: skip
         every = [*before, *self.arms, *self.evaluations, self.export, self.speed]
         return [part for part in every if part is not None]

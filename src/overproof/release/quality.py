@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from overproof.core.sections import ExportConfig  # noqa: E402
 from overproof.release import solve  # noqa: E402
 from overproof.release.evaluate import evaluate  # noqa: E402
 from overproof.release.export import write_loaded  # noqa: E402
+from overproof.release.foreign import evaluate_foreign  # noqa: E402
 from overproof.release.speed import measure  # noqa: E402
 from overproof.release.tally import BY_POSITION, DIFFERENCES, STUDENT, TEACHER  # noqa: E402
 from overproof.release.targets import find  # noqa: E402
@@ -31,6 +32,7 @@ from overproof.release.text_quality import Said, evaluate_text, heldout  # noqa:
 from overproof.student import initial as first  # noqa: E402
 from overproof.student.arms import stage_name  # noqa: E402
 from overproof.student.examples import respell  # noqa: E402
+from overproof.student.retokenise import Both  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers, read  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
@@ -45,6 +47,20 @@ UNTRAINED = "untrained"
 SPEED_TARGET = "gguf-q8_0"  # teacher and student are timed in the same engine and type
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """What else is needed where the student has other tokens than its teacher.
+
+    Attributes:
+        load: the base, in whose tokens and template it speaks. base: what stands for that.
+        told: the stage `retokenised`.
+    """
+
+    load: Callable[[], Teacher]
+    base: Input
+    told: Artifact
+
+
 def evaluations(
     load: Load,
     samples: Artifact,
@@ -52,8 +68,9 @@ def evaluations(
     students: Sequence[Artifact],
     controls: Mapping[str, Sequence[Artifact]],
     recipe: Recipe,
-    speakers: Mapping[str, Input],
+    told_by: Mapping[str, Input],
     store: Path,
+    foreign: Foreign | None = None,
 ) -> tuple[Artifact, ...]:
     """The stages `evaluation`, one a seed: all arms of that seed against the teacher."""
     return tuple(
@@ -63,9 +80,10 @@ def evaluations(
             start,
             {STUDENT: student} | {name: found[turn] for name, found in controls.items()},
             recipe,
-            speakers,
+            told_by,
             store,
             turn,
+            foreign,
         )
         for turn, student in enumerate(students)
     )
@@ -77,40 +95,49 @@ def evaluation(
     start: Artifact,
     trained: Mapping[str, Artifact],
     recipe: Recipe,
-    speakers: Mapping[str, Input],
+    told_by: Mapping[str, Input],
     store: Path,
     turn: int = 0,
+    foreign: Foreign | None = None,
 ) -> Artifact:
     """The stage `evaluation`: every arm against the teacher, and answers side by side.
 
     Args:
         start: the untrained student.
         trained: `student`, and the control arms by name.
-        speakers: what stands for the models that `load` loads, by role: the teachers, or the base
+        told_by: what stands for the models that `load` loads, by role: the teachers, or the base
             in whose tokens a remote teacher's answers are.
         turn: which of the seeds; what is no arm is measured with the first, and answers are shown
             of it.
+        foreign: where the student has other tokens than a teacher that is here.
     """
     remote = recipe.teacher.endpoint is not None
     arms = trained if turn else {UNTRAINED: start, **trained}
 
     def make(work: Work) -> Json:
-        teacher, answers = load(), read(samples)
+        teacher, heard = load(), read(samples)
+        speaker, answers = (foreign.load(), read(foreign.told)) if foreign else (teacher, heard)
         vocabulary = Vocabulary.load(start.path)
         shown = [] if turn else answers.heldout[: recipe.evaluate.answers]
         loud = {name: first.load_model(arm.path) for name, arm in trained.items() if shown}
-        said = _side_by_side(teacher, answers, shown, vocabulary, loud, recipe)
+        said = _side_by_side(speaker, answers, shown, vocabulary, loud, recipe)
         del loud
         ready = (lambda model: model) if recipe.evaluate.exact else mixed  # drops what it copies
         models = {name: ready(first.load_model(arm.path)) for name, arm in arms.items()}
         with meter("evaluating", len(answers.heldout), "prompts") as progress:
-            heard = heldout(samples, answers, teacher, recipe) if remote else None
-            result = _against(load, answers, heard, vocabulary, models, recipe, progress)
+            if foreign:
+                both = Both.read(samples, foreign.told, vocabulary)
+                result = _apart(teacher, both, vocabulary, models, recipe, progress)
+            else:
+                text = heldout(samples, answers, teacher, recipe) if remote else None
+                result = _against(load, answers, text, vocabulary, models, recipe, progress)
         if solve.checked(answers):
             solvers = arms if turn else {TEACHER: None, **arms}
-            solve.add(result, _rates(load, answers, vocabulary, solvers, recipe, work), recipe)
+            ours = speaker, answers
+            rates = _rates(load, heard, ours, vocabulary, solvers, recipe, work)
+            solve.add(result, rates, recipe)
         result["answers"] = said
-        result["tokens"] = sum(len(example.answer) for example in answers.heldout)
+        result["tokens"] = sum(len(example.answer) for example in heard.heldout)
         result["prompts"] = len(answers.heldout)
         (work.folder / RESULT).write_text(pretty(result), encoding="utf-8")
         return {
@@ -125,7 +152,9 @@ def evaluation(
         "sequence_length": recipe.train.sequence_length,
         "sample": recipe.sample.model_dump(),
     }
-    inputs: dict[str, Input] = {"samples": samples, UNTRAINED: start, **trained, **speakers}
+    inputs: dict[str, Input] = {"samples": samples, UNTRAINED: start, **trained, **told_by}
+    if foreign:
+        inputs |= {"retokenised": foreign.told, "base": foreign.base}
     name = stage_name("evaluation", turn)
     return build(
         store, "evaluation", inputs=inputs, config=config, make=make, name=name, layer="release"
@@ -171,9 +200,31 @@ def _against(
     )
 
 
+def _apart(
+    teacher: Teacher,
+    both: Both,
+    vocabulary: Vocabulary,
+    models: Mapping[str, Any],
+    recipe: Recipe,
+    progress: Meter,
+) -> Json:
+    """Every model against a teacher of other tokens."""
+    return evaluate_foreign(
+        teacher.model,
+        both,
+        vocabulary,
+        models,
+        recipe.evaluate,
+        seed=recipe.seed,
+        length=recipe.train.sequence_length,
+        meter=progress,
+    )
+
+
 def _rates(
     load: Load,
-    answers: Answers,
+    heard: Answers,
+    ours: tuple[Teacher, Answers],
     vocabulary: Vocabulary,
     solvers: Mapping[str, Artifact | None],
     recipe: Recipe,
@@ -182,23 +233,24 @@ def _rates(
     """How often each solves each held-out problem.
 
     Args:
+        heard: the answers in the teacher's tokens. ours: the model in whose tokens the arms
+            answer, with the answers in these.
         solvers: arms by name; None: the teacher.
     """
     folder = work.scratch("solving")
     rates = dict[str, solve.Rates]()
     for name, arm in solvers.items():
         if arm is None and recipe.teacher.endpoint:
-            rates[name] = solve.judged(load(), answers)
+            rates[name] = solve.judged(load(), heard)
             continue
         if arm is None:
-            rates[name] = _teachers_rates(load, answers, recipe, folder)
+            rates[name] = _teachers_rates(load, heard, recipe, folder)
             continue
-        teacher = load()
         model = first.load_model(arm.path)
         if fast_dtype(model) == torch.bfloat16:
             model = halved(model)
-        student = solve.Solver.of_student(model, vocabulary, teacher, answers)
-        rates[name] = solve.solve(student, answers, recipe, folder, name)
+        student = solve.Solver.of_student(model, vocabulary, *ours)
+        rates[name] = solve.solve(student, ours[1], recipe, folder, name)
     return rates
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from overproof.core.recipe import Recipe
 from overproof.core.sections import Control, TrainConfig
 from overproof.student import initial as first
 from overproof.student import steplog
+from overproof.student.across import build_cell_set
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
 from overproof.student.quantise import KINDS, release
+from overproof.student.retokenise import Both
 from overproof.student.rollouts import Judge
 from overproof.student.train import Trained, Trainer, record_keys, train
 from overproof.student.vocabulary import Vocabulary
@@ -40,27 +42,27 @@ def students(
     resource: Input,
     store: Path,
     by: Trainer = train,
+    told: Artifact | None = None,
 ) -> tuple[Artifact, ...]:
     """The stages `student`: the recipe's divergence from the cached signals, once a seed.
 
     Args:
+        samples: the teacher's answers. told: the same in the student's tokens, where it has others.
         signals: None: it learns from the teacher's text alone.
         load: loads the teacher, called only if it has to judge what the student says.
-        by: what trains it, which is no part of its key (docs/adr/NNNN).
+        by: what trains it, which is no part of its key (docs/adr/0031).
     """
     inputs: dict[str, Input] = {"initial": start, "samples": samples}
     if signals is not None:
         inputs["signals"] = signals
+    if told is not None:
+        inputs["retokenised"] = told
     if recipe.train.on_policy:
         inputs["teacher"] = resource
     judging = load if recipe.train.on_policy else None
+    alike = _Arm(STUDENT, STUDENT, start, samples, recipe, recipe.train, 0, signals, judging)
     return tuple(
-        _arm(
-            _Arm(STUDENT, STUDENT, start, samples, recipe, recipe.train, turn, signals, judging),
-            inputs,
-            store,
-            by,
-        )
+        _arm(replace(alike, turn=turn, told=told), inputs, store, by)
         for turn in range(recipe.train.seeds)
     )
 
@@ -158,6 +160,7 @@ class _Arm:
         signals: None: it learns from the text alone.
         load: of the teacher that judges what the student says; None: none does.
         clock: what its steps follow from, where they are not the recipe's; see `clocked`.
+        told: the answers in the student's tokens, where the teacher has others.
     """
 
     kind: str
@@ -170,6 +173,7 @@ class _Arm:
     signals: Artifact | None = None
     load: Callable[[], Teacher] | None = None
     clock: Mapping[str, Any] | None = None
+    told: Artifact | None = None
 
     @property
     def seed(self) -> int:
@@ -198,6 +202,9 @@ class _Arm:
                 folder, answers.student_prefix, text, start.vocabulary, None, alone=alone
             )
         signals = SignalCache(self.signals.path, made_of(self.samples, self.recipe))
+        if self.told is not None:
+            both = Both.read(self.samples, self.told, start.vocabulary)
+            return cell_set(folder, both, start.vocabulary, signals, self.recipe, alone=alone)
         return signalled_set(folder, answers, start.vocabulary, signals, self.recipe, alone=alone)
 
     def judge(self, answers: Answers, start: first.Initial) -> Judge | None:
@@ -229,12 +236,33 @@ def signalled_set(
     )
 
 
+def cell_set(
+    folder: Path,
+    both: Both,
+    vocabulary: Vocabulary,
+    signals: SignalCache,
+    recipe: Recipe,
+    *,
+    alone: bool = False,
+) -> TrainSet:
+    """The same where the teacher has other tokens; see `build_cell_set`."""
+    return build_cell_set(
+        folder,
+        both,
+        vocabulary,
+        signals,
+        prompts=recipe.signals.prompts,
+        temperature=recipe.signals.temperature,
+        alone=alone,
+    )
+
+
 def _arm(arm: _Arm, inputs: dict[str, Input], store: Path, by: Trainer) -> Artifact:
     recipe, config = arm.recipe, arm.config
     name = stage_name(arm.name, arm.turn)
 
     def make(work: Work) -> Json:
-        answers, start = read(arm.samples), first.load(arm.start.path)
+        answers, start = read(arm.told or arm.samples), first.load(arm.start.path)
         examples = work.scratch("examples")
         data = arm.data(examples, answers, start)
         judge = arm.judge(answers, start)

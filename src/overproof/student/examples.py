@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from overproof.data.pack import NOWHERE, Packed, pack
 from overproof.student.targets import (
-    SparseTargets,
-    StateTargets,
+    Targets,
     array_file,
     map_targets,
     mapped,
@@ -89,7 +88,7 @@ class TrainSet:
     one_a_row: NDArray[np.bool_]
     tokens_N: NDArray[np.int64]
     weight_N: NDArray[np.float32]
-    targets: SparseTargets | StateTargets
+    targets: Targets
 
     @classmethod
     def map(cls, folder: Path) -> TrainSet:

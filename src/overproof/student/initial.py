@@ -23,7 +23,6 @@ from overproof.core.artifact import Artifact, Input, Json, Resource, Work, build
 from overproof.core.console import meter  # noqa: E402
 from overproof.core.contract import BASE  # noqa: E402
 from overproof.core.digest import pretty  # noqa: E402
-from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.core.sections import SampleConfig, StudentConfig  # noqa: E402
 from overproof.data.pack import pack  # noqa: E402
@@ -38,12 +37,13 @@ from overproof.teacher.forward import packs  # noqa: E402
 from overproof.teacher.kept import Spread, TopK, spread_temperature  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.signals import answer_rows, shard_signals, target_mask  # noqa: E402
-from overproof.teacher.tokens import token_ids  # noqa: E402
+from overproof.teacher.tokens import other_tokens  # noqa: E402
 
 TEXT_WEIGHT = 0.1  # of a token in the text itself, beside the teacher's probability of 1 a position
 REPAIR_TOKENS = 12_288  # several times the MLP's inner width, so that the regression is well posed
 OWN = TopK(96)  # kept of a base's own distributions while its layers are measured
 SHAPE = "shape.json"
+MASS = "mass.npy"  # beside answers that were written in other tokens, see `retokenise`
 SINGLE = ("bos_token_id", "pad_token_id")  # of a configuration; ends may be several
 
 
@@ -73,28 +73,15 @@ def demand(teacher: Teacher, base: Teacher, config: StudentConfig) -> None:
     Raises:
         StageError: the base's architecture has no plain stack of decoder layers, or the tokenizer
             lacks its own control tokens.
-        UsageError: larger than the base, a vocabulary with no room for bytes and control tokens,
-            or a base of other tokens than the teacher's.
+        UsageError: larger than the base, or a vocabulary with no room for bytes and control tokens.
     """
     if packs(base.model):
         experts.demand(base.model.config, config)
         shape.demand_fit(base.model, config)
     else:
         general.demand_fit(base.model, config)
-    _demand_same_tokens(teacher, base)
-    demand_room(teacher.tokenizer_state, config.vocabulary, control_tokens(teacher))
-
-
-def _demand_same_tokens(teacher: Teacher, base: Teacher) -> None:
-    """Every token of the teacher's is the base's too, under the same id; it may have others."""
-    wanted, got = (token_ids(one.tokenizer_state) for one in (teacher, base))
-    other = [text for text, number in wanted.items() if got.get(text) != number]
-    if other:
-        raise UsageError(
-            f"student.base: {base.name} has other tokens than the teacher",
-            details=[f"{len(other):,} of {len(wanted):,} tokens, {other[0]!r} the first of them"],
-            hint="name a model of the teacher's own family",
-        )
+    speaker = base if other_tokens(teacher.tokenizer_state, base.tokenizer_state) else teacher
+    demand_room(speaker.tokenizer_state, config.vocabulary, control_tokens(speaker))
 
 
 def make(
@@ -106,6 +93,7 @@ def make(
     config: StudentConfig,
     length: int,
     temperature: float = 1.0,
+    known: NDArray[np.float64] | None = None,
 ) -> Initial:
     """Shape the student from its base.
 
@@ -118,9 +106,10 @@ def make(
             not known, and what a layer is worth is measured against the base's own.
         length: tokens a packed sequence.
         temperature: of those distributions.
+        known: how much probability each token has by a teacher of other tokens.
     """
     # 1.
-    mass = _mass(teacher, prefix, examples, signals or ())
+    mass = _mass(teacher, prefix, examples, signals or (), known)
     vocabulary = trim(
         teacher.tokenizer.backend_tokenizer, mass, config.vocabulary, control_tokens(teacher)
     )
@@ -237,9 +226,12 @@ def initial(
             recipe.student,
             recipe.train.sequence_length,
             spread_temperature(recipe.signals),
+            np.load(samples.file(MASS)) if (samples.path / MASS).is_file() else None,
         )
-        if resource.kind == BASE:  # in whose tokens a teacher answers that is not here
+        if resource.kind == BASE:  # in whose tokens the answers are, but who did not give them
             del made.facts["teacher"]
+            if "teacher" in samples.facts:  # known where it is here, see `retokenise`
+                made.facts["teacher"] = samples.facts["teacher"]
         save(made, teacher, work.folder)
         return made.facts
 
@@ -335,20 +327,33 @@ def name_control_tokens(config: Any, teacher: Teacher, vocabulary: Vocabulary) -
         setattr(config, name, vocabulary.whole(old) if isinstance(old, int) else None)
 
 
-def _mass(
-    teacher: Teacher,
-    prefix: Sequence[int],
-    examples: Sequence[Example],
-    signals: Iterable[Spread],
-) -> NDArray[np.float64]:
-    """How much the task needs each teacher token: the teacher's probability, and its use."""
-    size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
+def spread_mass(signals: Iterable[Spread], size: int) -> NDArray[np.float64]:
+    """The probability of each of so many tokens, summed over all positions."""
     mass = np.zeros(size)
     for shard in signals:
         share_N1 = shard.tail_N[:, None] / max(1, shard.drawn_NR.shape[1])
         shares_NR = share_N1.expand(shard.drawn_NR.shape)
         for ids, probs in ((shard.ids_NK, shard.probs_NK), (shard.drawn_NR, shares_NR)):
             mass += np.bincount(ids.numpy().ravel(), probs.double().numpy().ravel(), size)
+    return mass
+
+
+def _mass(
+    teacher: Teacher,
+    prefix: Sequence[int],
+    examples: Sequence[Example],
+    signals: Iterable[Spread],
+    known: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """How much the task needs each teacher token: the teacher's probability, and its use.
+
+    Args:
+        known: more of its probability.
+    """
+    size = max(teacher.model.config.vocab_size, len(teacher.tokenizer))
+    mass = spread_mass(signals, size)
+    if known is not None:
+        mass[: len(known)] += known[:size]
     text = np.fromiter((token for one in examples for token in one.tokens), np.int64)
     mass += TEXT_WEIGHT * np.bincount(text, minlength=size)
     mass[list(prefix)] += len(examples)  # every conversation begins with them

@@ -4,7 +4,7 @@ For machines without common memory, and for any device: `torch.distributed.fsdp.
 a layer's weights when they are needed, and sums its gradients over the processes afterwards. What
 is computed is what `worker.py` computes: the same share of the same batch, a loss weighted by the
 whole step, sums in fp32. The order of a sum follows from the number of processes, so that equal
-numbers of them end in equal bits, and others in equal values up to rounding (docs/adr/NNNN).
+numbers of them end in equal bits, and others in equal values up to rounding (docs/adr/0031).
 """
 
 from __future__ import annotations

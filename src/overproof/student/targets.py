@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overproof.core.errors import StageError
+from overproof.student.cells import Cells
 from overproof.student.losses import Dense, Sparse, Target
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.cache import SignalCache
@@ -62,6 +63,31 @@ class SparseTargets:
 
 
 @dataclass(frozen=True)
+class CellTargets:
+    """Cells with their probabilities, see `cells.Cells`; of a teacher with other tokens.
+
+    Attributes:
+        ids_NK, probs_NK, drawn_NR, temperature: see `SparseTargets`; ids are those of cells.
+        own_N: the next token of each position, taken out of its cell; -1: none is.
+        cell_V: the cell of each student token.
+    """
+
+    ids_NK: NDArray[np.int32]
+    probs_NK: NDArray[np.float32]
+    drawn_NR: NDArray[np.int32]
+    temperature: NDArray[np.float64]
+    own_N: NDArray[np.int32]
+    cell_V: NDArray[np.int64]
+
+    def at(self, which: NDArray[np.int64]) -> Target:
+        """The target of some positions."""
+        inner = SparseTargets(self.ids_NK, self.probs_NK, self.drawn_NR, self.temperature)
+        cell_V = np.asarray(self.cell_V)
+        own = torch.from_numpy(np.asarray(self.own_N[which])).long()
+        return Cells(inner.at(which), torch.from_numpy(cell_V), int(cell_V.max()) + 1, own)
+
+
+@dataclass(frozen=True)
 class StateTargets:
     """The teacher's hidden states, see `losses.Dense`.
 
@@ -95,9 +121,14 @@ class StateTargets:
         )
 
 
-def map_targets(folder: Path) -> SparseTargets | StateTargets:
-    """Map what `write_targets` wrote."""
-    form = StateTargets if array_file(folder, "states_ME").is_file() else SparseTargets
+Targets = SparseTargets | CellTargets | StateTargets
+
+
+def map_targets(folder: Path) -> Targets:
+    """Map what was written of one form."""
+    form: type[Targets] = SparseTargets
+    for other, array in ((StateTargets, "states_ME"), (CellTargets, "cell_V")):
+        form = other if array_file(folder, array).is_file() else form
     return form(**{name: mapped(array_file(folder, name)) for name in form.__annotations__})
 
 
@@ -183,13 +214,33 @@ def _write_sparse(
     whole = shards if first is None else chain([first], shards)
     blocks = (block for shard in whole for block in project(shard, vocabulary, top_k))
     at = places_M if signals is not None else places_M[:0]
+    write_blocks(folder, np.roll(tokens_N, -1), at, blocks, top_k, draws)
+
+
+def write_blocks(
+    folder: Path,
+    following_N: NDArray[np.int64],
+    places: NDArray[np.int64],
+    blocks: Iterable[Block],
+    top_k: int,
+    draws: int,
+) -> None:
+    """Write the arrays of sparse targets, position after position.
+
+    Args:
+        following_N: what has all mass where no block says otherwise.
+        places: of the blocks, ascending.
+
+    Raises:
+        StageError: there are more or fewer of them than places.
+    """
     # Written piece after piece: a full disk is an error here, in mapped memory it is a crash.
     with (
-        _open(folder, "ids_NK", np.int32, (len(tokens_N), top_k)) as to_ids,
-        _open(folder, "probs_NK", np.float32, (len(tokens_N), top_k)) as to_probs,
-        _open(folder, "drawn_NR", np.int32, (len(tokens_N), draws)) as to_drawn,
+        _open(folder, "ids_NK", np.int32, (len(following_N), top_k)) as to_ids,
+        _open(folder, "probs_NK", np.float32, (len(following_N), top_k)) as to_probs,
+        _open(folder, "drawn_NR", np.int32, (len(following_N), draws)) as to_drawn,
     ):
-        for block in _blocks(tokens_N, at, blocks, top_k, draws):
+        for block in _blocks(following_N, places, blocks, top_k, draws):
             for stream, array in zip((to_ids, to_probs, to_drawn), block, strict=True):
                 stream.write(array.tobytes())
 
@@ -214,7 +265,7 @@ def project(signals: Spread, vocabulary: Vocabulary, top_k: int) -> Iterator[Blo
 
 
 def _blocks(
-    tokens_N: NDArray[np.int64],
+    following_N: NDArray[np.int64],
     places: NDArray[np.int64],
     blocks: Iterable[Block],
     top_k: int,
@@ -222,12 +273,11 @@ def _blocks(
 ) -> Iterator[Block]:
     """Targets of all positions, in order; `blocks` are those of the positions `places`.
 
-    The target of the others is the next token itself: for the control arm, and inside spellings.
+    The others' is what follows: the next token, for the control arm and inside spellings.
 
     Raises:
         StageError: there are more or fewer of them than places.
     """
-    following_N = np.roll(tokens_N, -1)
 
     def block(start: int, stop: int) -> Block:
         following = following_N[start:stop].astype(np.int32)[:, None]
@@ -248,7 +298,7 @@ def _blocks(
         yield found
         start = at[-1] + 1
     demand_equal(done, len(places))
-    yield block(start, len(tokens_N))
+    yield block(start, len(following_N))
 
 
 def demand_equal(got: int, wanted: int) -> None:

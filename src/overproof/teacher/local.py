@@ -273,6 +273,25 @@ def _read(name: str, path: Path, resource: Resource) -> Teacher:
     return Teacher(name, resource, model.eval(), tokenizer)
 
 
+def tokenizer_state(name: str, path: Path) -> Json:
+    """What a model's tokenizer is made of, without loading the model.
+
+    Args:
+        name: as the recipe names it. path: see `identify`.
+
+    Raises:
+        StageError: the files cannot be read, or no student can speak these tokens.
+    """
+    try:
+        if path.is_file():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+    except UNREADABLE as error:
+        raise _unreadable(name, path, error) from error
+    return byte_level(getattr(tokenizer, "backend_tokenizer", tokenizer))
+
+
 def _require_rows(model: Teacher) -> None:
     """Refuse, before any work, a model whose tokens a student could not be given.
 

@@ -14,6 +14,7 @@ from overproof.core.recipe import Recipe
 from overproof.teacher import local
 from overproof.teacher.remote import stage as remote
 from overproof.teacher.routing import role
+from overproof.teacher.tokens import other_tokens
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ class Origins:
         base: what the student is cut from, where that is not the teacher. A teacher behind an
             endpoint has no weights: there always is one then.
         others: more teachers.
+        apart: whether the base has other tokens than a teacher that is here.
     """
 
     teacher: Origin
     base: Origin | None = None
     others: tuple[Origin, ...] = ()
+    apart: bool = False
 
     @property
     def teachers(self) -> tuple[Origin, ...]:
@@ -79,13 +82,13 @@ class Origins:
         return found | ({BASE: self.base.input} if self.base else {})
 
     @property
-    def speakers(self) -> dict[str, Input]:
+    def tokens_of(self) -> dict[str, Input]:
         """The models in whose tokens the answers are, by role: the teachers, if they are here."""
         here = self.here.input
-        return {here.kind: here} if self.remote else self.answering
+        return {here.kind: here} if self.remote else self.taught_by
 
     @property
-    def answering(self) -> dict[str, Input]:
+    def taught_by(self) -> dict[str, Input]:
         """The teachers by role, wherever they are."""
         return {name: one for name, one in self.roles.items() if name != BASE}
 
@@ -103,6 +106,11 @@ class Origins:
     def here(self) -> Origin:
         """The model in whose tokens and template the answers are: the teacher, if it is here."""
         return self.base if self.base and self.remote else self.teacher
+
+    @property
+    def speaker(self) -> Origin:
+        """The model whose tokens and template the student has."""
+        return self.base if self.base and self.apart else self.here
 
     @property
     def other(self) -> Origin | None:
@@ -144,4 +152,13 @@ def find(recipe: Recipe) -> Origins:
     place, resource = local.identify(base)
     if resource.sha256 == teacher.resource.sha256:  # the same model under another name or path
         return Origins(teacher, None, others)
-    return Origins(teacher, Origin(base, place, replace(resource, kind=BASE)), others)
+    origin = Origin(base, place, replace(resource, kind=BASE))
+    return Origins(teacher, origin, others, apart=_apart(teacher, origin))
+
+
+def _apart(teacher: Origin, base: Origin) -> bool:
+    """Whether the teacher's tokens are not the base's too, under the same ids."""
+    if teacher.place is None or base.place is None:
+        return False
+    states = [local.tokenizer_state(one.name, one.place) for one in (teacher, base) if one.place]
+    return bool(other_tokens(*states))

@@ -76,6 +76,16 @@ def token_ids(state: Json) -> dict[str, int]:
     return vocabulary | {row["content"]: row["id"] for row in state["added_tokens"]}
 
 
+def other_tokens(wanted: Json, got: Json) -> list[str]:
+    """Tokens of a tokenizer that another lacks, or has under another id.
+
+    Args:
+        wanted, got: their states, see `byte_level`.
+    """
+    ids = token_ids(got)
+    return [text for text, number in token_ids(wanted).items() if ids.get(text) != number]
+
+
 def written_ids(state: Json) -> list[int]:
     """Ids of the tokens that the post-processor puts around a text."""
     found: list[int] = []
@@ -83,6 +93,19 @@ def written_ids(state: Json) -> list[int]:
         for row in step.get("special_tokens", {}).values():
             found += row["ids"]
         found += [step[side][1] for side in ("cls", "sep") if side in step]
+    return found
+
+
+def token_bytes(state: Json) -> dict[int, bytes]:
+    """The bytes that each token stands for in a text, by its id; none for a control token."""
+    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+    added = {row["content"]: row["special"] for row in state["added_tokens"]}
+    found = dict[int, bytes]()
+    for text, number in token_ids(state).items():
+        if text in added or not set(text) <= byte_of.keys():
+            found[number] = b"" if added.get(text, False) else text.encode()
+        else:
+            found[number] = bytes(byte_of[character] for character in text)
     return found
 
 

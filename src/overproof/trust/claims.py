@@ -160,6 +160,7 @@ def _quality(proofs: Proofs, coverage: Coverage, signed: Level) -> list[Claim]:
 def _measured(student: Arm) -> str:
     for found, what in (
         (student.kl_nats_per_token, "KL {} nats per token"),
+        (student.common_kl_nats_per_place, "KL {} nats per place over common tokens"),
         (student.nats_per_byte, "cross-entropy {} nats per byte of the teacher's answers"),
     ):
         if found is not None:

@@ -220,7 +220,17 @@ class Arm(Open):
     top1_agreement: Interval | None = None
     perplexity: Interval | None = None
     nats_per_byte: Interval | None = Field(
-        None, description="cross-entropy of the teacher's answers, where only these are known"
+        None,
+        description="cross-entropy of the teacher's answers, where only these are known, or the "
+        "student has other tokens",
+    )
+    common_kl_nats_per_place: Interval | None = Field(
+        None,
+        description="KL(teacher || model) over what the two vocabularies have in common, where the "
+        "student has other tokens",
+    )
+    common_top1_agreement: Interval | None = Field(
+        None, description="share of those places where both find the same most likely"
     )
     pass_at_1: Interval | None = Field(
         None, description="share of held-out problems that one answer solves, where records say how"

@@ -9,10 +9,11 @@ import pytest
 import tiny_teacher as tiny
 import torch
 from tiny_stage import recipe, samples
+from tokenizers import normalizers
 
 from overproof.core.artifact import Artifact, Resource
 from overproof.core.errors import StageError, UsageError
-from overproof.student import initial
+from overproof.student import initial, retokenise
 from overproof.teacher import local
 from overproof.teacher.origins import find
 from overproof.teacher.signals import cache
@@ -68,15 +69,48 @@ def test_other_weights_make_another_student_and_another_place_does_not(tmp_path:
     assert stage(tmp_path, other).sha256 != first.sha256
 
 
-def test_other_tokens_than_the_teachers_are_refused() -> None:
+def test_a_base_of_other_tokens_is_no_fault_of_the_shape() -> None:
+    """Room is demanded for the bytes and control tokens of the one whose tokens are spoken."""
     asked = recipe(*SHAPE).student
     initial.demand(tiny.teacher(), small(), asked)
-    other = small()
-    other.tokenizer.add_special_tokens({"additional_special_tokens": ["<|more|>"]})
-    initial.demand(tiny.teacher(), other, asked)  # more than the teacher's are no harm
-    with pytest.raises(UsageError, match="small has other tokens") as caught:
-        initial.demand(other, small(), asked)
-    assert "1 of 361 tokens, '<|more|>' the first" in caught.value.render()
+    initial.demand(tiny.teacher(), tiny.other(), asked)
+    tight = asked.model_copy(update={"vocabulary": 259})  # 256 bytes and 2 control tokens, or 4
+    initial.demand(tiny.teacher(), small(), tight)
+    with pytest.raises(UsageError, match=r"student.vocabulary is 259"):
+        initial.demand(tiny.teacher(), tiny.other(), tight)
+
+
+def test_other_tokens_are_seen_without_loading_a_model(tmp_path: Path) -> None:
+    teacher = tiny.save(tmp_path / "SmolLM2-a")
+    for name, save, apart in (("b", tiny.save, False), ("c", tiny.save_other, True)):
+        base = save(tmp_path / f"SmolLM2-{name}", seed=9)
+        found = find(recipe(f"teacher.model={teacher}", f"student.base={base}"))
+        assert found.apart is apart
+        assert found.speaker is (found.base if apart else found.teacher)
+        assert found.here is found.teacher
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("train.on_policy", ("train.on_policy={}",)),
+        ("train.hidden", ("train.hidden={}", "signals={kind: exact, prompts: false}")),
+        ("signals.kind `exact`", ("signals={kind: exact, temperature: 2}",)),
+    ],
+)
+def test_what_does_not_go_with_other_tokens_is_refused(field: str, more: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=field):
+        retokenise.demand(tiny.other(), recipe(*SHAPE, *more))
+    retokenise.demand(tiny.other(), recipe(*SHAPE, "signals={kind: exact}"))
+
+
+def test_a_tokenizer_that_changes_texts_is_refused() -> None:
+    base = tiny.other()
+    base.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(UsageError, match="changes texts") as caught:
+        retokenise.demand(base, recipe(*SHAPE))
+    base.tokenizer.backend_tokenizer.normalizer = None
+    assert "comes back as b'where is my parcel?'" in caught.value.render()
 
 
 def test_padding_of_the_teachers_table_is_left_out(tmp_path: Path) -> None:

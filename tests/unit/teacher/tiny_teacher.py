@@ -84,6 +84,56 @@ def teacher(**changes: Any) -> Teacher:
     return Teacher("tiny", resource, model(**changes), wrapped)
 
 
+OTHER_CONTROL = ("<s>", "</s>", "<user>", "<assistant>")
+OTHER_TEXT = (
+    "Your parcel arrives on Monday 12 May 2026, order 123456, or on Tuesday 13 May 2026.",
+    "I am sorry; the order was charged twice. We refund the second payment of 1234 euro on Monday.",
+    "naïve café Zürich 日本 😀, where the parcel arrived and the payment arrived.",
+)
+OTHER_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<assistant>' if m['role'] == 'assistant' else "
+    "'<user>' }}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@cache
+def other_tokenizer(size: int = 420) -> Tokenizer:
+    """One that cuts otherwise: it joins digits, knows other words, and has a beginning of text."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=list(OTHER_CONTROL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    made.train_from_iterator(OTHER_TEXT * 3, trainer)
+    return made
+
+
+def other(size: int = 420, **changes: Any) -> Teacher:
+    """A model with that tokenizer."""
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=other_tokenizer(size),
+        **dict(zip(("bos_token", "eos_token", "pad_token"), ("<s>", "</s>", "</s>"), strict=True)),
+        chat_template=OTHER_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    resource = Resource("base", "other", "file:other", "7" * 64)
+    made = model(vocabulary=size, **({"seed": 4} | ids | changes))
+    return Teacher("other", resource, made, wrapped)
+
+
+def save_other(folder: Path, **changes: Any) -> Path:
+    made = other(**changes)
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    return folder
+
+
 def brief(**changes: Any) -> Teacher:
     """One whose answers end: sixty of its tokens are an end."""
     made = teacher(**changes)
