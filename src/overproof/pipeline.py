@@ -119,8 +119,9 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: E
     load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
     student = arms.student(load, start, samples, cached, recipe, here, store, by.train)
     load.cache_clear()
-    arm = functools.partial(arms.control, start, samples, recipe, store, by.train)
-    control = arm() if recipe.train.control else None
+    control = None
+    if recipe.train.control:
+        control = arms.control(start, samples, recipe, store, by.train)
 
     measured = {"untrained": start, "student": student} | ({"control": control} if control else {})
     evaluation = quality.evaluation(load, samples, measured, recipe, here, store)
