@@ -56,6 +56,9 @@ ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
 PROMPT_TOKENS = 24
 MEASURED_STUDENTS = 3  # untrained, trained, control arm: what "evaluate" was measured with
 FIXED_SECONDS = 150.0  # certify, shape, export, speed, proof
+# A parameter of the student while it trains: fp32 and what computes; where it learns, gradients and
+# the optimizer's state as well. Adapters themselves are a few in a hundred.
+TRAINING_BYTES, LORA_BYTES = 20, 8
 PROCESS_BYTES = 800e6  # libraries and temporaries of the run and of each worker
 BYTES_PER_TOKEN = 70  # of all training examples, in the run and in each training worker
 
@@ -146,7 +149,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
         "expected_total_seconds": round(sum(seconds.values())) if seconds else None,
         "expected_memory_bytes": round(
             14 * big
-            + 20 * small
+            + (LORA_BYTES if recipe.train.lora else TRAINING_BYTES) * small
             + PROCESS_BYTES * (device.cores() + 1)
             + example_bytes * (trainers + 1)
         ),

@@ -15,7 +15,7 @@ from overproof.core.methods import CrossEntropy
 from overproof.core.recipe import Recipe
 from overproof.core.sections import Control, TrainConfig
 from overproof.student import initial as first
-from overproof.student import steplog
+from overproof.student import lora, steplog
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
 from overproof.student.quantise import KINDS, release
@@ -243,6 +243,10 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         work.measured["tokens_per_second"] = round(done.tokens / done.seconds, 1)
         asked = [key for key, _ in judge.prompts] if judge else []
         head = _write_log(work.folder / steplog.FILE, data, asked, arm, done)
+        learned = lora.trainable(start.model)
+        if config.lora:
+            lora.save(start.model, work.folder / lora.FOLDER)
+            lora.merge(start.model)
         kind = KINDS[config.quantize.format] if config.quantize else None
         first.save_model(release(start.model, kind), work.folder, recipe.sample)
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -252,6 +256,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
             "steps": config.steps,
             "tokens": done.tokens,
             "workers": done.workers,
+            "learned_parameters": learned,
             "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
             "step_log": head,
         }
