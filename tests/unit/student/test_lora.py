@@ -125,7 +125,7 @@ def test_training_moves_adapters_alone_and_merges_into_the_model_that_was_traine
             assert torch.equal(values, start[name.replace(".base_layer", "")]), name
     with torch.no_grad():
         wanted = model(IDS).logits
-        lora.save(model, SOME, tmp_path / "adapter")
+        lora.save(model, tmp_path / "adapter")
         lora.merge(model)
         merged = model(IDS).logits
         # In fp32 the two differ by the order of sums alone.
@@ -176,7 +176,7 @@ def test_equal_seeds_make_equal_adapters_and_files(tmp_path: Path) -> None:
         model = training.student()
         torch.manual_seed(hash(name) % 1000)  # what else was drawn does not count
         lora.attach(model, every, seed)
-        lora.save(model, every, tmp_path / name)
+        lora.save(model, tmp_path / name)
     files = {
         name: [(tmp_path / name / file).read_bytes() for file in (lora.CONFIG, lora.WEIGHTS)]
         for name in ("one", "same", "other")
@@ -226,7 +226,7 @@ def test_a_stage_releases_merged_weights_and_the_adapter(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["train.lora={}", "train.quantize={format: q8_0}"], "lora and quantize do not go together"),
+        (["train.lora={}", "train.quantize={format: q8_0}"], "lora and quantize do not go"),
         (["train.lora={}", "train.optimizer=muon"], "lora goes with optimizer: adamw"),
         (["train.lora={dropout: 0.1}"], "train.lora.dropout: got 0.1"),
         (["train.lora={rank: 0}"], "train.lora.rank"),
