@@ -24,10 +24,10 @@ from overproof import outlook  # noqa: E402
 from overproof.data import certify, dataset  # noqa: E402
 from overproof.policy import gate, licences, obligations  # noqa: E402
 from overproof.release import assemble, quality, targets  # noqa: E402
-from overproof.release.assemble import Parts  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
-from overproof.student import arms, initial, lora, scratch  # noqa: E402
+from overproof.release.parts import Parts  # noqa: E402
+from overproof.student import arms, initial, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
 from overproof.teacher.origins import Origin, Origins, find  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
@@ -163,9 +163,7 @@ def demand(teacher: local.Teacher, base: local.Teacher, recipe: Recipe) -> None:
         UsageError: the recipe asks for too much, or for no build whose speed can be measured.
         StageError: the architecture or tokenizer has no place in a student or an engine.
     """
-    initial.demand(teacher, base, recipe.student)
-    if recipe.train.lora:
-        lora.demand(base.model, recipe.train.lora)
+    arms.demand(teacher, base, recipe)
     quality.demand_speed_target(recipe.export)
     for one in {id(teacher): teacher, id(base): base}.values():
         for target in recipe.export.targets:

@@ -33,7 +33,7 @@ from overproof.core.errors import OverproofError, StageError, UsageError  # noqa
 from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.data.read import lone_prompts  # noqa: E402
 from overproof.policy import obligations  # noqa: E402
-from overproof.student import initial  # noqa: E402
+from overproof.student import arms  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, Divergence, divergence  # noqa: E402
 from overproof.student.losses import Dense, divergence_of  # noqa: E402
 from overproof.teacher import local  # noqa: E402
@@ -118,7 +118,7 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     teacher, other = local.load(origins.here.name), origins.other
     base = local.load_base(other.name) if other else teacher
     asked = remote_preflight.run(recipe, prompts[0], teacher) if origins.remote else ()
-    fits = _attempt("student", lambda: initial.demand(teacher, base, recipe.student))
+    fits = _attempt("student", lambda: arms.demand(teacher, base, recipe))
     return (*asked, *judge(look(teacher, prompts, recipe)), fits)
 
 

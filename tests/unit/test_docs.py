@@ -186,7 +186,7 @@ def test_every_field_has_a_meaning(generator: ModuleType) -> None:
 
 def test_every_stage_is_explained() -> None:
     text = (DOCS / "distil.md").read_text(encoding="utf-8")
-    from overproof.release.assemble import Parts
+    from overproof.release.parts import Parts
 
     several = {"students": "student", "controls": "control", "evaluations": "evaluation"}
     stages = {several.get(name, name) for name in Parts.__dataclass_fields__}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from overproof.policy.obligations import Plan
 from overproof.release import facts as f
 from overproof.release import method
 from overproof.release.card import write_card
+from overproof.release.parts import Parts
 from overproof.release.quality import result_of
 from overproof.release.report import write_report
-from overproof.release.seeds import over_seeds
 from overproof.release.tally import BY_POSITION, DIFFERENCES
 from overproof.student import arms
 from overproof.student.budget import MB
@@ -42,67 +41,6 @@ SCORES = {
     "angular": "KL after dropping the whole block, nats per token",
     "even": "not measured",
 }
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The finished stages of a run.
-
-    Attributes:
-        corpus, teacher: where the run trained its own teacher: the teacher, and the records, unless
-            they are those of `train`.
-        students, evaluations: one a seed; those of the first count, and its student is released.
-        controls: the control arms by name, one a seed.
-        export, speed: where builds were asked for.
-    """
-
-    train: Artifact
-    heldout: Artifact
-    corpus: Artifact | None
-    teacher: Artifact | None
-    terms: Artifact
-    samples: Artifact
-    signals: Artifact | None
-    initial: Artifact
-    students: tuple[Artifact, ...]
-    controls: Mapping[str, tuple[Artifact, ...]]
-    evaluations: tuple[Artifact, ...]
-    export: Artifact | None
-    speed: Artifact | None
-
-    @property
-    def datasets(self) -> list[Artifact]:
-        """Every certified set of records."""
-        return [part for part in (self.train, self.heldout, self.corpus) if part is not None]
-
-    @property
-    def student(self) -> Artifact:
-        """The one that is released."""
-        return self.students[0]
-
-    @property
-    def arms(self) -> list[Artifact]:
-        """All that were trained, in the order of the work."""
-        return [*self.students, *(one for arm in self.controls.values() for one in arm)]
-
-    @property
-    def evaluation(self) -> Artifact:
-        """That of the released student."""
-        return self.evaluations[0]
-
-    @property
-    def chain(self) -> list[Artifact]:
-        """Every artifact, in the order of the work."""
-        before = (
-            self.train, self.heldout, self.corpus, self.teacher, self.terms, self.samples,
-            self.signals, self.initial,
-        )  # fmt: skip
-        every = [*before, *self.arms, *self.evaluations, self.export, self.speed]
-        return [part for part in every if part is not None]
-
-    def over_seeds(self, confidence: float) -> Json | None:
-        """What the evaluations say together; None: there is one."""
-        return over_seeds([result_of(one) for one in self.evaluations], confidence)
 
 
 def write(folder: Path, parts: Parts, facts: f.ReportFacts, plan: Plan) -> None:

@@ -31,6 +31,20 @@ STUDENT, CONTROL = "student", "control"
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
 
 
+def demand(teacher: Teacher, base: Teacher, recipe: Recipe) -> None:
+    """Refuse, before any work, a student that cannot be made of these or trained so.
+
+    Args:
+        base: what the student is cut from: the teacher itself, or another model.
+
+    Raises:
+        UsageError, StageError: see `initial.demand` and `lora.demand`.
+    """
+    first.demand(teacher, base, recipe.student)
+    if recipe.train.lora:
+        lora.demand(base.model, recipe.train.lora)
+
+
 def students(
     load: Callable[[], Teacher],
     start: Artifact,
@@ -174,8 +188,9 @@ class _Arm:
     @property
     def key(self) -> Json:
         """What the stage follows from, beside its inputs."""
-        train_ = self.config.model_dump(exclude={"controls", "seeds"})
-        key: Json = {"train": train_, "seed": self.seed}
+        # As it is read again: JSON has lists where the section has tuples.
+        section = self.config.model_dump(mode="json", exclude={"controls", "seeds"})
+        key: Json = {"train": section, "seed": self.seed}
         key |= {"equal_time": dict(self.clock)} if self.clock else {}
         return key | ({"text": "unchecked"} if self.unchecked else {})
 

@@ -219,6 +219,7 @@ def test_a_stage_releases_merged_weights_and_the_adapter(
         released = load_file(student.file("model.safetensors"))
         for name, values in released.items():
             assert torch.equal(values, wanted.get_parameter(name).bfloat16()), name
+    assert learned(made, asked, tmp_path).manifest == student.manifest  # kept, times and all
     assert "learned_parameters" in compared(made, asked, tmp_path)["control"][0].facts
     assert student.file(f"{lora.FOLDER}/{lora.CONFIG}").is_file()
 
