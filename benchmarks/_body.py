@@ -17,8 +17,9 @@ from overproof.core import device
 from overproof.core.recipe import Recipe
 from overproof.core.workers import CONTEXT, sharing, spread
 from overproof.student.examples import TrainSet
+from overproof.student.step import Part
 from overproof.student.train import Task, batches
-from overproof.student.worker import Part, Shared, Worker
+from overproof.student.worker import Shared, Worker
 from overproof.teacher.forward import model_inputs
 
 

@@ -41,7 +41,8 @@ class Finished:
         """Measure models on the held-out answers, as the run did."""
         with meter("evaluating", len(said.heldout), "prompts") as bar:
             return evaluate(
-                teacher.model, said.prefix, said.student_prefix, said.heldout, vocabulary, models,
+                [(teacher.model, said.heldout)],
+                said.prefix, said.student_prefix, vocabulary, models,
                 self.recipe.evaluate, seed=self.recipe.seed, meter=bar,
                 length=self.recipe.train.sequence_length,
             )  # fmt: skip

@@ -49,7 +49,7 @@ def samples(store: Path, count: int) -> Artifact:
             for number in range(count):
                 tokens = draw.integers(VOCABULARY, size=PROMPT[1] + ANSWER).tolist()
                 prompt, answer = tokens[: draw.integers(*PROMPT)], tokens[-ANSWER:]
-                row = {"key": f"{number:064x}", "prompt": prompt, "answer": answer}
+                row = {"key": f"{number:064x}", "teacher": 0, "prompt": prompt, "answer": answer}
                 out.write(json.dumps(row) + "\n")
         prefix = list(range(HEAD))
         small = {

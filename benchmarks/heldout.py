@@ -19,10 +19,12 @@ device.prepare()
 from _finished import finished  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core import artifact  # noqa: E402
+from overproof.core.contract import TEACHER  # noqa: E402
 from overproof.release.tally import DIFFERENCES  # noqa: E402
 from overproof.student import arms, initial  # noqa: E402
 from overproof.teacher import answers  # noqa: E402
 from overproof.teacher.forward import mixed  # noqa: E402
+from overproof.teacher.origins import Loader  # noqa: E402
 
 METRICS = ("kl_nats_per_token", "top1_agreement")
 
@@ -37,10 +39,10 @@ def main() -> None:
     wider = recipe.model_copy(update={"sample": asked})
     teacher = run.teacher()
     more = answers.sample(
-        lambda: teacher,
+        Loader(lambda _: teacher),
         artifact.load(stages / "train"),
         artifact.load(stages / "heldout"),
-        teacher.resource,
+        {TEACHER: teacher.resource},
         artifact.load(stages / "terms"),
         wider,
         run.folder / "heldout",

@@ -96,6 +96,13 @@ def distill(
             "latency=5ms,memory=100MB,parameters=60M,for=FILE.",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|ADDRESS",
+            help="Sample and train on the Ray cluster that runs here, or on that of HOST:PORT.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, time and memory; run nothing.")
     ] = False,
@@ -115,6 +122,7 @@ def distill(
       overproof distill my.yaml --out out/mine --key ~/keys/release.key
       overproof distill support --set train.steps=200 --set seed=1
       overproof distill support --budget parameters=40M --dry-run
+      overproof distill my.yaml --out /shared/mine --ray auto
     """
     if print_schema:
         from overproof.core.recipe import Recipe
@@ -126,7 +134,12 @@ def distill(
 
     limits = overrides_of(budget) if budget is not None else []
     config = verb.Config(
-        recipe=recipe, out=out, key=key, overrides=(*limits, *(overrides or ())), dry_run=dry_run
+        recipe=recipe,
+        out=out,
+        key=key,
+        overrides=(*limits, *(overrides or ())),
+        ray=ray,
+        dry_run=dry_run,
     )
     return finish(verb, verb.run(config), as_json)
 

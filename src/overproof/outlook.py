@@ -1,8 +1,6 @@
 """What a run will take: the plan of `overproof distill --dry-run`.
 
-Times are those of machines that were measured, scaled by parameters and by cores, and
-interpolated by how fast this machine multiplies matrices, which is measured here and now. A plan
-is an estimate and says so.
+Times are those of `pace`. A plan is an estimate and says so.
 """
 
 from __future__ import annotations
@@ -12,9 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from overproof import matmul
+from overproof import matmul, pace
 from overproof.core import config as recipes
 from overproof.core import device
 
@@ -41,21 +37,6 @@ from overproof.teacher.kept import kept_of  # noqa: E402
 from overproof.teacher.origins import Origin, Origins, find  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
 
-# Four machines of two cores, 134.5M teacher, 60.3M student: what one core multiplies a second, and
-# the tokens a second of each kind of stage (docs/benchmarks.md, docs/log.md). In brackets: not
-# measured, taken to differ from the machine before as training does.
-REFERENCE_CORES, REFERENCE_TEACHER, REFERENCE_STUDENT = 2, 134.5e6, 60.3e6
-PRODUCTS = (71e9, 189e9, 470e9, 1200e9)  # fp32 with AVX2 alone, bf16 in two halves, whole, tiles
-RATES = {
-    "sample": (85.0, 378.0, 820.0, 907.0),
-    "signals": (300.0, 1060.0, 1900.0, 2704.0),  # (AVX2), (two halves)
-    "train": (210.0, 769.0, 1633.0, 1713.0),
-    "evaluate": (33.0, 116.0, 207.0, 295.0),  # (AVX2), (whole); the teacher and three students
-}
-ANSWER_FRACTION = 0.65  # of max_new_tokens, the mean length of an answer
-PROMPT_TOKENS = 24
-MEASURED_STUDENTS = 3  # untrained, trained, control arm: what "evaluate" was measured with
-FIXED_SECONDS = 150.0  # certify, shape, export, speed, proof
 # A parameter of the student while it trains: fp32 and what computes; where it learns, gradients and
 # the optimizer's state as well. Adapters themselves are a few in a hundred.
 TRAINING_BYTES, LORA_BYTES = 20, 8
@@ -109,15 +90,15 @@ def plan(recipe: Recipe, path: Path) -> Json:
     demand_speed_target(recipe.export)
     prompts.demand_sequence(1, recipe)  # of the prompts nothing is known yet
     big, small = _parameters(config), _student_parameters(base, recipe.student)
-    answer, examples = _answer_tokens(recipe), _examples(recipe)
+    answer, examples = pace.answer_tokens(recipe), pace.examples(recipe)
     # Of other architectures nothing was measured.
     seconds = dict[str, float]()
     student = Dimensions.of(base).cut(recipe.student) if packs(base) else None
     if packs(config) and student:
-        seconds = _seconds(recipe, Dimensions.of(config), student)
+        seconds = pace.seconds(recipe, Dimensions.of(config), student)
     trainers = min(device.cores(), recipe.train.sequences)
-    example_bytes = examples * (answer + PROMPT_TOKENS) * BYTES_PER_TOKEN
-    kept_tokens = examples * (answer + recipe.signals.prompts * PROMPT_TOKENS)
+    example_bytes = examples * (answer + pace.PROMPT_TOKENS) * BYTES_PER_TOKEN
+    kept_tokens = examples * (answer + recipe.signals.prompts * pace.PROMPT_TOKENS)
     signals = None if isinstance(recipe.signals, Text) else recipe.signals
     signal_bytes = kept_tokens * kept_of(signals).bytes_for(config.hidden_size) if signals else 0.0
     return {
@@ -131,6 +112,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "sha256": here.sha256,
             "parameters": big,
         },
+        **({"others": [_named(other) for other in origins.others]} if origins.others else {}),
         **({"remote": _remote(recipe, path)} if origins.remote else {}),
         "terms": {
             "verdict": str(decision.verdict),
@@ -163,6 +145,15 @@ def plan(recipe: Recipe, path: Path) -> Json:
             "bf16": device.processor().bf16,
             "products_per_second": matmul.rate(),
         },
+    }
+
+
+def _named(other: Origin) -> Json:
+    parameters = _parameters(local.config_of(other.name))
+    return {
+        "name": other.resource.name,
+        "sha256": other.resource.sha256,
+        "parameters": parameters,
     }
 
 
@@ -237,89 +228,6 @@ def _predicted(recipe: Recipe, path: Path, student: Dimensions) -> Json | None:
     return {"hardware": hardware.name, **asdict(hardware.predict(student))} if hardware else None
 
 
-def _answer_tokens(recipe: Recipe) -> float:
-    """Tokens of one answer."""
-    return ANSWER_FRACTION * recipe.sample.max_new_tokens
-
-
-def _examples(recipe: Recipe) -> int:
-    return recipe.sample.prompts * recipe.sample.answers
-
-
-def _seconds(recipe: Recipe, teacher: Dimensions, student: Dimensions) -> dict[str, float]:
-    """Seconds of each kind of stage on this machine."""
-    answer, examples, heldout = (
-        _answer_tokens(recipe),
-        _examples(recipe),
-        recipe.sample.heldout_prompts,
-    )
-    train, signals = recipe.train, recipe.signals
-    steps = train.steps * train.sequences * train.sequence_length
-    read = examples * (answer + PROMPT_TOKENS)
-    tokens = {
-        # How fast a service answers is not known.
-        "sample": 0.0 if recipe.teacher.endpoint else (examples + heldout) * answer,
-        "signals": 0.0 if isinstance(signals, Text) or signals.while_sampling else read,
-        "train": float(steps),
-        "evaluate": heldout * answer * _evaluations(recipe, teacher, student),
-    }
-    on_teacher = teacher.read_weights / REFERENCE_TEACHER
-    on_student = student.read_weights / REFERENCE_STUDENT
-    on_student_drawing = student.read_weights / REFERENCE_TEACHER
-    seconds = {}
-    for name, count in tokens.items():
-        # A training worker has at least one sequence of each step.
-        cores = min(device.cores(), train.sequences) if name == "train" else device.cores()
-        larger = on_student if name == "train" else on_teacher
-        rate = tokens_per_second(name, matmul.rate())
-        seconds[name] = count / rate * larger * REFERENCE_CORES / cores
-    # What the student says is drawn as the teacher's answers are, and read as signals are.
-    own = train.own_steps * train.sequences * train.sequence_length
-    drawn = own * answer / (answer + PROMPT_TOKENS)
-    speaking = 0.0
-    for name, count, larger in (
-        ("sample", drawn, on_student_drawing),
-        ("signals", own, on_teacher),
-    ):
-        rate = tokens_per_second(name, matmul.rate())
-        speaking += count / rate * larger * REFERENCE_CORES / device.cores()
-    seconds["train"] = _training(recipe, seconds["train"], speaking, seconds["signals"])
-    return seconds | {"other": FIXED_SECONDS}
-
-
-def _training(recipe: Recipe, plain: float, speaking: float, signals: float) -> float:
-    """Seconds of all arms and seeds.
-
-    Args:
-        plain: of the steps alone, which every arm has. speaking: of the student's own text.
-        signals: of their stage.
-    """
-    student = plain + speaking
-    of = {"steps": plain, "time": student, "time-with-signals": student + signals}
-    arms = student + sum(of[one.equal] for one in recipe.train.controls)
-    return recipe.train.seeds * arms
-
-
-def _evaluations(recipe: Recipe, teacher: Dimensions, student: Dimensions) -> float:
-    """Work of all evaluations, in that of a teacher and three students, which was measured."""
-    big, small = teacher.read_weights, student.read_weights
-    trained = 1 + len(recipe.train.controls)
-    passes = recipe.train.seeds * (big + trained * small) + small  # the untrained one but once
-    return passes / (big + MEASURED_STUDENTS * small)
-
-
-def tokens_per_second(stage: str, products_per_second: float) -> float:
-    """What a kind of stage does on a machine like those measured, by how fast it multiplies.
-
-    Between two machines the rates' logarithms are interpolated; below the slowest they fall in
-    proportion; above the fastest they are its own.
-    """
-    known = RATES[stage]
-    slowest = min(1.0, products_per_second / PRODUCTS[0])
-    logs = np.interp(np.log(products_per_second), np.log(PRODUCTS), np.log(known))
-    return float(np.exp(logs)) * slowest
-
-
 def _asking(found: Json) -> list[str]:
     """The lines of a remote teacher."""
     worst, answers = found["worst_prompt_tokens"], found["worst_answer_tokens"]
@@ -369,6 +277,10 @@ def render(found: Json) -> str:
         *(f"{split:<12}{file}" for split, file in found["data"].items()),
         *(_asking(found["remote"]) if "remote" in found else ()),
         f"{weights:<12}{teacher['name']}, {teacher['parameters'] / 1e6:.0f}M parameters",
+        *(
+            f"beside it   {other['name']}, {other['parameters'] / 1e6:.0f}M parameters"
+            for other in found.get("others", ())
+        ),
         f"terms       {found['terms']['verdict']}"
         + "".join(f"\n            must: {one}" for one in found["terms"]["obligations"])
         + "".join(f"\n            note: {one}" for one in found["terms"]["warnings"]),

@@ -12,7 +12,6 @@ from overproof.core import device
 from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.console import note
-from overproof.core.contract import BASE, TEACHER
 from overproof.core.disk import disk_errors, exclusive, replace_folder
 from overproof.core.methods import Scratch, Text
 from overproof.core.recipe import Recipe
@@ -22,14 +21,15 @@ device.prepare()
 
 from overproof import outlook  # noqa: E402
 from overproof.data import certify, dataset  # noqa: E402
+from overproof.engines import Engines, engines  # noqa: E402
 from overproof.policy import gate, licences, obligations  # noqa: E402
-from overproof.release import assemble, quality, targets  # noqa: E402
+from overproof.release import assemble, collect, quality, targets  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
 from overproof.release.parts import Parts  # noqa: E402
 from overproof.student import arms, initial, scratch  # noqa: E402
 from overproof.teacher import answers, local, signals  # noqa: E402
-from overproof.teacher.origins import Origin, Origins, find  # noqa: E402
+from overproof.teacher.origins import Loader, Origin, Origins, find  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
@@ -44,6 +44,7 @@ class Config(Section):
     out: Path = Path("out")
     key: Path | None = None
     overrides: tuple[str, ...] = ()
+    ray: str | None = None
     dry_run: bool = False
 
 
@@ -87,11 +88,12 @@ def run(config: Config) -> Result:
         signer = (
             keys.PrivateKey.load(config.key) if config.key else keys.ensure(keys.default_folder())
         )
-        release = distil(recipe, path, config.out, signer)
+        with engines(config.ray, recipe, config.out) as found:
+            release = distil(recipe, path, config.out, signer, found)
         return Result(release, verify.verify(release, signer.public))
 
 
-def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Path:
+def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: Engines) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
     if recipe.teacher.scratch is None:
@@ -102,24 +104,26 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey) -> Pa
     own = corpus = None
     if recipe.teacher.scratch is not None:
         corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
-        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store)
+        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store, by.train)
         origins = Origins(Origin(recipe.teacher.model, own.path, own))
-    teacher, here, base = origins.teacher.input, origins.here.input, _base(origins)
-    load = functools.lru_cache(maxsize=1)(functools.partial(_load, recipe, origins, base))
+    here, speakers, base = origins.here.input, origins.speakers, _base(origins)
+    load = Loader(functools.partial(_load, recipe, origins, base))
     decision, plan, terms = ask_terms(recipe, origins, store)
 
-    draw = remote.sample if origins.remote else answers.sample
-    samples = draw(load, train, heldout, here, terms, recipe, store)
+    draw = remote.sample if origins.remote else functools.partial(answers.sample, pool=by.pool)
+    samples = draw(load, train, heldout, speakers, terms, recipe, store)
     text = isinstance(recipe.signals, Text)  # of which nothing is kept
-    cached = None if text else signals.cache(load, samples, recipe, teacher, store)
+    cached = None if text else signals.cache(load, samples, recipe, origins.answering, store)
     start = initial.initial(load, samples, cached, recipe, here, store, base)
-    load.cache_clear()  # training has its signals, unless it is on-policy: memory for the workers
-    students = arms.students(load, start, samples, cached, recipe, here, store)
-    load.cache_clear()
+    load.clear()  # training has its signals, unless it is on-policy: memory for the workers
+    students = arms.students(load, start, samples, cached, recipe, here, store, by.train)
+    load.clear()
     student = students[0]  # not the best of them: that would be chosen on the held-out prompts
-    controls = arms.controls(start, samples, cached, student, recipe, store)
+    controls = arms.controls(start, samples, cached, student, recipe, store, by.train)
 
-    evaluations = quality.evaluations(load, samples, start, students, controls, recipe, here, store)
+    evaluations = quality.evaluations(
+        load, samples, start, students, controls, recipe, speakers, store
+    )
     texts = quality.heldout_texts(samples, start)
     builds = speed = None
     if recipe.export.targets:
@@ -146,8 +150,10 @@ def _corpus(
     return _certify(recipe, config.data, path, store, "corpus", heldout)
 
 
-def _load(recipe: Recipe, origins: Origins, base: initial.Base | None) -> local.Teacher:
-    """The teacher, or the base in whose tokens it answers; what cannot end well is refused."""
+def _load(recipe: Recipe, origins: Origins, base: initial.Base | None, which: int) -> local.Teacher:
+    """A teacher, or the base in whose tokens it answers; what cannot end well is refused."""
+    if which:
+        return origins.teachers[which].load()
     loaded = origins.here.load()
     demand(loaded, base.load() if base else loaded, recipe)
     return loaded
@@ -209,7 +215,7 @@ def ask_terms(
     terms = build(
         store,
         "terms",
-        inputs=dict(zip((TEACHER, BASE), (one.input for one in origins.each), strict=False)),
+        inputs=origins.roles,
         config={"verdicts": verdicts},
         make=make,
         layer="policy",
@@ -240,7 +246,7 @@ def publish(
         command=f"overproof verify . --signer {signer_file(signer)}",
     )
     hardware = outlook.hardware_of(recipe, path)
-    facts = assemble.collect(parts, recipe, decision, plan, origins, proof, hardware)
+    facts = collect.collect(parts, recipe, decision, plan, origins, proof, hardware)
     assemble.write(partial, parts, facts, plan)
     obligations.raise_unmet(obligations.recheck(partial, plan.name, plan.obligations))
     attest.attest(

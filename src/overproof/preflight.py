@@ -40,9 +40,10 @@ from overproof.teacher import local  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import head_of  # noqa: E402
 from overproof.teacher.kept import TopK  # noqa: E402
-from overproof.teacher.origins import find  # noqa: E402
+from overproof.teacher.origins import Origins, find  # noqa: E402
 from overproof.teacher.prompts import shared_prefix  # noqa: E402
 from overproof.teacher.request import Answer, Drawing, Request  # noqa: E402
+from overproof.teacher.routing import demand_alike  # noqa: E402
 from overproof.teacher.sample import sampler  # noqa: E402
 from overproof.teacher.signals import shard_signals  # noqa: E402
 
@@ -118,8 +119,21 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     teacher, other = local.load(origins.here.name), origins.other
     base = local.load_base(other.name) if other else teacher
     asked = remote_preflight.run(recipe, prompts[0], teacher) if origins.remote else ()
-    fits = _attempt("student", lambda: arms.demand(teacher, base, recipe))
-    return (*asked, *judge(look(teacher, prompts, recipe)), fits)
+    fits = _attempt(
+        "student",
+        lambda: arms.demand(teacher, base, recipe),
+        "can be cut from this model",
+    )
+    others = [_alike(teacher, origins)] if origins.others else []
+    return (*asked, *judge(look(teacher, prompts, recipe)), *others, fits)
+
+
+def _alike(first: local.Teacher, origins: Origins) -> Check:
+    def demand() -> None:
+        for other in origins.others:
+            demand_alike(first, other.load())
+
+    return _attempt("teachers", demand, f"{len(origins.teachers)} speak alike")
 
 
 def first_prompts(path: Path, recipe: Recipe) -> list[str]:
@@ -327,10 +341,14 @@ def _check(name: str, good: bool, detail: str, remedy: str, bad: State = "missin
     return Check(name, "ok", detail) if good else Check(name, bad, detail, remedy)
 
 
-def _attempt(name: str, demand: Callable[[], None]) -> Check:
-    """A demand of the pipeline as a check."""
+def _attempt(name: str, demand: Callable[[], None], met: str) -> Check:
+    """A demand of the pipeline as a check.
+
+    Args:
+        met: what to say if it is.
+    """
     try:
         demand()
     except OverproofError as error:
         return Check.failed(name, error)
-    return Check(name, "ok", "can be cut from this model")
+    return Check(name, "ok", met)

@@ -51,6 +51,45 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
 
 
+CHECKED = (
+    "signals={kind: top-k, top_k: 12, tail_draws: 0, prompts: false}",
+    "train.divergence={kind: forward-kl}",
+    "train.controls=[{equal: steps}]",
+    "train.steps=2",
+    "sample.verified=true",
+    "sample.prompts=4",
+    "sample.max_new_tokens=12",
+    "student.vocabulary=2048",
+    "student.mlp_width=256",
+    "student.calibration_tokens=64",
+    "evaluate.attempts=1",
+    "evaluate.answers=1",
+    "export.targets=[]",
+)
+
+
+def test_likeliest_tokens_and_checked_answers_of_a_service(tmp_path: Path) -> None:
+    """The service's distributions are learned, of right answers alone; the control arm beside."""
+    files = [tmp_path / f"{name}.jsonl" for name in ("train", "heldout")]
+    for file, texts in zip(files, (TEXTS[:4], [f"{text} Now" for text in TEXTS[:2]]), strict=True):
+        never = [{"kind": "regex", "pattern": "^zebra$"}, {"kind": "regex", "pattern": "."}]
+        rows = [{"prompt": text, "check": never[number > 0]} for number, text in enumerate(texts)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys.create(tmp_path, "signer")
+    with serving() as address:
+        (tmp_path / "recipe.yaml").write_text(recipe_text(address, *files))
+        assert pipeline.run(config(tmp_path, *CHECKED)).exit_code == 0
+    samples = json.loads((tmp_path / "out/stages/samples/artifact.json").read_bytes())["facts"]
+    assert (samples["checked"], samples["right"]) == (4, 3)
+    found = report(tmp_path)
+    for arm in (found["student"], found["controls"][0]["quality"]):
+        assert arm["kl_nats_per_token"]["value"] > 0
+        assert 0 <= arm["top1_agreement"]["value"] <= 1
+    assert found["teacher"]["pass_at_1"]["value"] == 0.5
+    kept = json.loads((tmp_path / "out/stages/student/artifact.json").read_bytes())["inputs"]
+    assert "signals" in {row["role"] for row in kept}
+
+
 def config(folder: Path, *more: str) -> pipeline.Config:
     return pipeline.Config(
         recipe=str(folder / "recipe.yaml"),

@@ -190,7 +190,7 @@ def test_every_stage_is_explained() -> None:
 
     several = {"students": "student", "controls": "control", "evaluations": "evaluation"}
     stages = {several.get(name, name) for name in Parts.__dataclass_fields__}
-    assert stages == set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) & stages
+    assert stages <= set(re.findall(r"^\| `(\w+)`[ ,]", text, re.MULTILINE))
 
 
 def test_code_that_the_papers_point_to_exists() -> None:

@@ -25,7 +25,9 @@ TOP = {
     "cli",
     "outcome",
     "pipeline",
+    "engines",
     "outlook",
+    "pace",
     "doctor",
     "machine",
     "preflight",
@@ -34,7 +36,16 @@ TOP = {
 }  # may import everything, and each other in one way
 # docs/adr/0001: the record tree is the one part of `trust` that makes something during a run.
 EXTRA_EDGES = {("data", "overproof.trust.merkle")}
-HEAVY = {"torch", "numpy", "transformers", "pyarrow", "tokenizers", "safetensors", "matplotlib"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "transformers",
+    "pyarrow",
+    "tokenizers",
+    "safetensors",
+    "matplotlib",
+    "ray",
+}
 
 Graph = dict[str, set[str]]
 

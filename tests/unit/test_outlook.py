@@ -13,7 +13,8 @@ from overproof.core import device
 from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import PolicyError, UsageError
 from overproof.core.recipe import Recipe
-from overproof.outlook import PRODUCTS, RATES, plan, render, tokens_per_second
+from overproof.outlook import plan, render
+from overproof.pace import PRODUCTS, RATES, tokens_per_second
 from overproof.release.facts import Json
 from overproof.teacher import local
 

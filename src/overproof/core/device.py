@@ -1,6 +1,7 @@
 """What this machine's processor offers to torch, and how to keep torch from wasting it.
 
-Import this module before torch: OpenMP and glibc read their settings once.
+Import this module before torch: OpenMP and glibc read their settings once. It is also the one
+place that knows kinds of accelerators by name; all else asks `kind_here`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import ctypes
 import math
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from overproof.core.errors import UsageError
 
 # mallopt parameters, glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -20,6 +25,7 @@ KEEP_BYTES = 1 << 30  # temporaries up to this size are kept for reuse, not give
 OLD_KEEP_BYTES = 32 << 20  # the most that glibc before 2.35 takes: HEAP_MAX_SIZE / 2
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+CANN = "ASCEND_TOOLKIT_HOME"
 
 
 def prepare() -> None:
@@ -34,8 +40,10 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars say what our stages do
-    # With torch-npu installed and no CANN, importing torch fails unless this is off.
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    # With torch-npu installed and no CANN, importing torch fails unless this is off; with CANN,
+    # whose set_env.sh names its place, torch finds the device only if it is on.
+    autoload = "1" if CANN in os.environ else "0"
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", autoload)
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL(None).mallopt
@@ -95,6 +103,79 @@ def _read(file: Path) -> str | None:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of device that models can run on.
+
+    Attributes:
+        name: torch's; ROCm's devices bear the name of CUDA's.
+        collectives: the backend of torch.distributed between such devices; None: there is none,
+            and several processes meet on the processor.
+        resource: what Ray counts them as; None: it does not.
+    """
+
+    name: str
+    collectives: str | None
+    resource: str | None
+
+
+PROCESSOR = Kind("cpu", "gloo", "CPU")
+KINDS = {
+    kind.name: kind
+    for kind in (
+        PROCESSOR,
+        Kind("cuda", "nccl", "GPU"),
+        Kind("npu", "hccl", "NPU"),
+        Kind("xpu", "xccl", "GPU"),
+        Kind("mps", None, None),
+    )
+}
+
+
+class Accelerators(Protocol):
+    """What is asked of `torch.accelerator`; passed in, for `core` runs without torch."""
+
+    def is_available(self) -> bool:
+        """Whether a device is there that this build of torch can use."""
+
+    def current_accelerator(self) -> Any:
+        """A `torch.device` of the one kind that this build knows; None: it knows none."""
+
+
+def kind_here(found: Accelerators) -> Kind:
+    """The accelerator of this machine, or its processor.
+
+    Args:
+        found: `torch.accelerator`.
+    """
+    if not found.is_available():
+        return PROCESSOR
+    # A kind that is not listed may lack what we need of it; the processor has it.
+    return KINDS.get(found.current_accelerator().type, PROCESSOR)
+
+
+def kind_of_many(names: Iterable[str]) -> Kind:
+    """What several machines together run on: the accelerator that some have, or processors.
+
+    A head of a cluster often has none; so machines without one do not count where others have.
+
+    Args:
+        names: of the kind that each machine has.
+
+    Raises:
+        UsageError: they have several kinds of accelerators, whose numbers differ.
+    """
+    kinds = {KINDS[name] for name in names}
+    usable = sorted(k.name for k in kinds if k != PROCESSOR and k.collectives and k.resource)
+    if len(usable) > 1:
+        raise UsageError(
+            "the machines have accelerators of several kinds",
+            details=[f"got {', '.join(usable)}; wanted one"],
+            hint="start Ray on machines of one kind only",
+        )
+    return KINDS[usable[0]] if usable else PROCESSOR
 
 
 @dataclass(frozen=True)

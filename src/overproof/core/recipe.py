@@ -75,6 +75,16 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_head_at_a_time(self) -> Self:
+        if self.teacher.others and (isinstance(self.signals, Exact) or self.train.on_policy):
+            what = "train.on_policy" if self.train.on_policy else "signals.kind `exact`"
+            raise ValueError(
+                f"{what} makes distributions with one teacher's head, and teacher.others names "
+                "more: take signals.kind `sampled` or `top-k`, off-policy"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _draws_give_forward_kl(self) -> Self:
         given = self.train.divergence
         if isinstance(self.signals, Sampled) and not isinstance(given, ForwardKl | CrossEntropy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,25 @@ class Shot(Section):
     answer: str = Field(min_length=1, description="what was answered, in the form that is wanted")
 
 
+class OtherTeacher(Section):
+    """A teacher beside the first, in the same tokens and with the same chat template."""
+
+    model: str = Field(description="as `teacher.model`, of weights that are here")
+    records: dict[str, tuple[str, ...]] | None = Field(
+        None,
+        min_length=1,
+        description="field of the records to its values: those that have one of the values in each "
+        "field are answered by this teacher, and by no teacher without `records`; by default it "
+        "has a share in all that nobody claims",
+    )
+    weight: float = Field(
+        1.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="its share among those that may answer a record is its weight in theirs",
+    )
+
+
 class TeacherConfig(Section):
     """The model to learn from."""
 
@@ -60,6 +79,20 @@ class TeacherConfig(Section):
     )
     endpoint: Endpoint | None = None
     scratch: Scratch | None = None
+    weight: float = Field(
+        1.0, gt=0.0, allow_inf_nan=False, description="of the first teacher, beside others"
+    )
+    others: tuple[OtherTeacher, ...] = Field(
+        (), description="more teachers; the first answers what no other claims"
+    )
+
+    @property
+    def routing(self) -> list[dict[str, Any]]:
+        """Which records go to which teacher, without the models' names."""
+        return [
+            {"records": None, "weight": self.weight},
+            *(other.model_dump(exclude={"model"}) for other in self.others),
+        ]
 
     @model_validator(mode="after")
     def _a_service_is_an_api(self) -> Self:
@@ -67,6 +100,15 @@ class TeacherConfig(Section):
             raise ValueError("an endpoint needs channel: api; its terms are those of a service")
         if self.endpoint and self.scratch:
             raise ValueError("a teacher is behind an endpoint or trained from scratch, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _others_are_beside_weights(self) -> Self:
+        if self.others and (self.endpoint or self.scratch):
+            where = "behind an endpoint" if self.endpoint else "trained from scratch"
+            raise ValueError(
+                f"others go with a teacher whose weights are here, not with one {where}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from overproof.release.facts import Arm, Importance, Interval, Positions, ReportFacts, Run
+from overproof.release.facts import ReportFacts
+from overproof.release.figures import Arm, Importance, Interval, Positions, Run
 from overproof.release.words import percent
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.6, 3.5  # 403 by 252 points: one column of the page

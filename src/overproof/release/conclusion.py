@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from overproof.release.facts import Arm, Control, Evaluation, Interval, ReportFacts, Run
+from overproof.release.facts import ReportFacts
+from overproof.release.figures import Arm, Control, Evaluation, Interval, Run
 from overproof.release.metrics import METRICS, SOLVED, Metric
 from overproof.release.words import duration
 

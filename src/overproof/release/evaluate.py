@@ -10,7 +10,7 @@ S answer positions of the student (first pieces and later ones).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +59,9 @@ class Measured:
 
 
 def evaluate(
-    teacher: Any,
+    teachers: Iterable[tuple[Any, Sequence[Example]]],
     prefix: Sequence[int],
     student_prefix: Sequence[int],
-    examples: Sequence[Example],
     vocabulary: Vocabulary,
     models: Mapping[str, Any],
     config: EvaluateConfig,
@@ -73,29 +72,55 @@ def evaluate(
 ) -> Json:
     """Divergence, agreement and perplexity of each model, with intervals.
 
-    1. Groups of examples go to one process a core.
-    2. Each group gives sums an example; they are put together in the examples' order, so the
-       number of processes does not show in the result.
-    3. The bootstrap resamples examples.
+    1. Each teacher's examples give sums.
+    2. The bootstrap resamples examples; of several teachers, those of each alone too.
 
     Args:
+        teachers: each with the examples that it answered; taken one after the other.
         models: name to model in the student's vocabulary.
         length: tokens a packed sequence.
         meter: counts examples.
 
     Returns:
-        what `tally.summary` says, and under `products` the type that the layers multiplied in.
+        what `tally.summary` says, and under `products` the type that the layers multiplied in; of
+        several teachers, under `teachers`, what it says of the examples of each.
 
     Raises:
         StageError: a worker died.
     """
     if not config.exact:
-        teacher, models = mixed(teacher), {name: mixed(model) for name, model in models.items()}
-    measured = Measured(teacher, tuple(prefix), tuple(student_prefix), vocabulary, models, length)
+        models = {name: mixed(model) for name, model in models.items()}
+    # 1.
+    each, products = list[dict[str, Tally]](), ""
+    for given, examples in teachers:
+        teacher = given if config.exact else mixed(given)
+        products = PRODUCTS[layers_dtype(teacher)]
+        measured = Measured(
+            teacher, tuple(prefix), tuple(student_prefix), vocabulary, models, length
+        )
+        each.append(_tallies(measured, examples, meter))
+    # 2.
+    whole = {name: Tally() for name in (TEACHER, *models)}
+    for part in each:
+        for name, tally in part.items():
+            whole[name].extend(tally)
+    result = summary(whole, config, seed) | {"products": products}
+    if len(each) > 1:
+        result["teachers"] = [summary(part, config, seed) for part in each]
+    return result
+
+
+def _tallies(measured: Measured, examples: Sequence[Example], meter: Meter) -> dict[str, Tally]:
+    """The sums of one teacher's examples for it and for each model.
+
+    1. Groups of examples go to one process a core.
+    2. Each group gives sums an example; they are put together in the examples' order, so the
+       number of processes does not show in the result.
+    """
     # 1.
     groups = [(start, examples[start : start + GROUP]) for start in range(0, len(examples), GROUP)]
     workers = min(device.cores(), len(groups))
-    for model in (teacher, *models.values()):
+    for model in (measured.teacher, *measured.models.values()):
         share(model)
     parts: dict[int, dict[str, Tally]] = {}
     for start, tallies in spread(
@@ -108,12 +133,11 @@ def evaluate(
         parts[start] = tallies
         meter.advance(len(tallies[TEACHER].tokens))
     # 2.
-    whole = {name: Tally() for name in (TEACHER, *models)}
+    whole = {name: Tally() for name in (TEACHER, *measured.models)}
     for start in sorted(parts):
         for name, tally in parts[start].items():
             whole[name].extend(tally)
-    # 3.
-    return summary(whole, config, seed) | {"products": PRODUCTS[layers_dtype(teacher)]}
+    return whole
 
 
 def _work(

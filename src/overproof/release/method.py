@@ -53,13 +53,42 @@ def sentences(
         *own_teacher(recipe),
         f"The teacher gave {drawn['answers']:,} answers to {drawn['prompts']:,} certified prompts "
         f"{beginnings}at temperature {sample.temperature:g}{' ' if remote else ', '}{drawn_from}, "
-        f"{sample.max_new_tokens} tokens at most. {kept(recipe.signals)}",
+        f"{sample.max_new_tokens} tokens at most. {kept(recipe.signals)}"
+        f"{several(recipe)}",
         f"The student is {base or 'the teacher'} with {chosen}, {narrow} "
         f"and {initial['vocabulary']:,} tokens of its vocabulary, every byte among them{after}",
         f"It was trained for {train.steps:,} steps of {train.sequences} {sequences} of "
         f"{train.sequence_length} tokens by {objective(recipe)}, with {train.optimizer} at a "
         f"peak rate of {train.learning_rate:g}.{where}"
         f"{adapters(train)}{states(train)}{own_text(train)}{few_bits(train)}",
+    )
+
+
+def routed(recipe: Recipe) -> list[str]:
+    """Which records each teacher answers, in words."""
+    every = recipe.teacher.routing
+    free = [one for one in every if one["records"] is None]
+    total = sum(one["weight"] for one in free)
+    found = []
+    for one in every:
+        if one["records"] is not None:
+            fields = (f"{name}: {' or '.join(values)}" for name, values in one["records"].items())
+            found.append("; ".join(fields))
+        elif len(free) == 1:
+            found.append("all others")
+        else:
+            found.append(f"{one['weight'] / total:.0%} of all others")
+    return found
+
+
+def several(recipe: Recipe) -> str:
+    """Who taught beside the first teacher."""
+    count = 1 + len(recipe.teacher.others)
+    if count == 1:
+        return ""
+    return (
+        f" {count} teachers answered, each prompt one of them: chosen by the record's fields, and "
+        "among those that may answer drawn by weight."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from overproof.release.facts import Arm, Interval
+from overproof.release.figures import Arm, Interval
 from overproof.release.words import measured, percent, signed, within
 
 

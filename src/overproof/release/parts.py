@@ -1,4 +1,4 @@
-"""The finished stages of a run, which a release is put together from."""
+"""The finished stages of a run, from which a release is put together."""
 
 from __future__ import annotations
 
@@ -69,3 +69,9 @@ class Parts:
     def over_seeds(self, confidence: float) -> Json | None:
         """What the evaluations say together; None: there is one."""
         return over_seeds([result_of(one) for one in self.evaluations], confidence)
+
+
+def measured(artifact: Artifact) -> Json:
+    """What a stage measured of its own run: times, speeds, the machine."""
+    found: Json = artifact.manifest["times"]["measured"]
+    return found

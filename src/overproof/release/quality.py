@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from overproof.core import device, host
 
 device.prepare()
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from overproof.core.artifact import Artifact, Input, Json, Work, build  # noqa: E402
@@ -35,6 +37,7 @@ from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import fast_dtype, halved, mixed  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
 from overproof.teacher.request import Drawing, Request  # noqa: E402
+from overproof.teacher.routing import Load, by_teacher, role  # noqa: E402
 from overproof.teacher.sample import sampler  # noqa: E402
 
 RESULT = "evaluation.json"
@@ -43,13 +46,13 @@ SPEED_TARGET = "gguf-q8_0"  # teacher and student are timed in the same engine a
 
 
 def evaluations(
-    load: Callable[[], Teacher],
+    load: Load,
     samples: Artifact,
     start: Artifact,
     students: Sequence[Artifact],
     controls: Mapping[str, Sequence[Artifact]],
     recipe: Recipe,
-    resource: Input,
+    speakers: Mapping[str, Input],
     store: Path,
 ) -> tuple[Artifact, ...]:
     """The stages `evaluation`, one a seed: all arms of that seed against the teacher."""
@@ -60,7 +63,7 @@ def evaluations(
             start,
             {STUDENT: student} | {name: found[turn] for name, found in controls.items()},
             recipe,
-            resource,
+            speakers,
             store,
             turn,
         )
@@ -69,12 +72,12 @@ def evaluations(
 
 
 def evaluation(
-    load: Callable[[], Teacher],
+    load: Load,
     samples: Artifact,
     start: Artifact,
     trained: Mapping[str, Artifact],
     recipe: Recipe,
-    resource: Input,
+    speakers: Mapping[str, Input],
     store: Path,
     turn: int = 0,
 ) -> Artifact:
@@ -83,8 +86,8 @@ def evaluation(
     Args:
         start: the untrained student.
         trained: `student`, and the control arms by name.
-        resource: the model that `load` loads: the teacher, or the base in whose tokens a remote
-            teacher's answers are.
+        speakers: what stands for the models that `load` loads, by role: the teachers, or the base
+            in whose tokens a remote teacher's answers are.
         turn: which of the seeds; what is no arm is measured with the first, and answers are shown
             of it.
     """
@@ -95,17 +98,17 @@ def evaluation(
         teacher, answers = load(), read(samples)
         vocabulary = Vocabulary.load(start.path)
         shown = [] if turn else answers.heldout[: recipe.evaluate.answers]
-        speakers = {name: first.load_model(arm.path) for name, arm in trained.items() if shown}
-        said = _side_by_side(teacher, answers, shown, vocabulary, speakers, recipe)
-        del speakers
+        loud = {name: first.load_model(arm.path) for name, arm in trained.items() if shown}
+        said = _side_by_side(teacher, answers, shown, vocabulary, loud, recipe)
+        del loud
         ready = (lambda model: model) if recipe.evaluate.exact else mixed  # drops what it copies
         models = {name: ready(first.load_model(arm.path)) for name, arm in arms.items()}
         with meter("evaluating", len(answers.heldout), "prompts") as progress:
             heard = heldout(samples, answers, teacher, recipe) if remote else None
-            result = _against(teacher, answers, heard, vocabulary, models, recipe, progress)
+            result = _against(load, answers, heard, vocabulary, models, recipe, progress)
         if solve.checked(answers):
             solvers = arms if turn else {TEACHER: None, **arms}
-            solve.add(result, _rates(teacher, answers, vocabulary, solvers, recipe, work), recipe)
+            solve.add(result, _rates(load, answers, vocabulary, solvers, recipe, work), recipe)
         result["answers"] = said
         result["tokens"] = sum(len(example.answer) for example in answers.heldout)
         result["prompts"] = len(answers.heldout)
@@ -122,8 +125,7 @@ def evaluation(
         "sequence_length": recipe.train.sequence_length,
         "sample": recipe.sample.model_dump(),
     }
-    inputs: dict[str, Input] = {"samples": samples, UNTRAINED: start, **trained}
-    inputs[resource.kind] = resource
+    inputs: dict[str, Input] = {"samples": samples, UNTRAINED: start, **trained, **speakers}
     name = stage_name("evaluation", turn)
     return build(
         store, "evaluation", inputs=inputs, config=config, make=make, name=name, layer="release"
@@ -131,7 +133,7 @@ def evaluation(
 
 
 def _against(
-    teacher: Teacher,
+    load: Load,
     answers: Answers,
     heard: Sequence[Said] | None,
     vocabulary: Vocabulary,
@@ -157,10 +159,9 @@ def _against(
             meter=progress,
         )
     return evaluate(
-        teacher.model,
+        ((load(which).model, examples) for which, examples in by_teacher(answers.heldout)),
         answers.prefix,
         answers.student_prefix,
-        answers.heldout,
         vocabulary,
         models,
         config,
@@ -171,7 +172,7 @@ def _against(
 
 
 def _rates(
-    teacher: Teacher,
+    load: Load,
     answers: Answers,
     vocabulary: Vocabulary,
     solvers: Mapping[str, Artifact | None],
@@ -187,18 +188,28 @@ def _rates(
     rates = dict[str, solve.Rates]()
     for name, arm in solvers.items():
         if arm is None and recipe.teacher.endpoint:
-            rates[name] = solve.judged(teacher, answers)
+            rates[name] = solve.judged(load(), answers)
             continue
         if arm is None:
-            own = solve.Solver.of_teacher(teacher, answers)
-            rates[name] = solve.solve(own, answers, recipe, folder, name)
+            rates[name] = _teachers_rates(load, answers, recipe, folder)
             continue
+        teacher = load()
         model = first.load_model(arm.path)
         if fast_dtype(model) == torch.bfloat16:
             model = halved(model)
         student = solve.Solver.of_student(model, vocabulary, teacher, answers)
         rates[name] = solve.solve(student, answers, recipe, folder, name)
     return rates
+
+
+def _teachers_rates(load: Load, answers: Answers, recipe: Recipe, folder: Path) -> solve.Rates:
+    """How often each problem is solved by the teacher whose it is."""
+    parts = list[solve.Rates]()
+    for which, examples in by_teacher(answers.heldout):
+        own, name = replace(answers, heldout=examples), role(TEACHER, which)
+        solver = solve.Solver.of_teacher(load(which), own)
+        parts.append(solve.solve(solver, own, recipe, folder, name))
+    return np.concatenate(parts)
 
 
 def result_of(artifact: Artifact) -> Json:

@@ -14,7 +14,8 @@ from overproof.core.digest import pretty
 from overproof.core.disk import disk_errors, write_atomic
 from overproof.release import charts, words
 from overproof.release.conclusion import Conclusion, conclude
-from overproof.release.facts import Json, Layer, ReportFacts, Run, Speeds, clean, plain
+from overproof.release.facts import Json, ReportFacts, clean, plain
+from overproof.release.figures import Layer, Run, Speeds
 from overproof.release.metrics import METRICS, Metric
 
 JSON_FILE, PAGE_FILE = "report.json", "report.html"

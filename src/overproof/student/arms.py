@@ -20,7 +20,7 @@ from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
 from overproof.student.quantise import KINDS, release
 from overproof.student.rollouts import Judge
-from overproof.student.train import Trained, record_keys, train
+from overproof.student.train import Trained, Trainer, record_keys, train
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.answers import Answers, made_of, read
 from overproof.teacher.cache import SignalCache
@@ -53,12 +53,14 @@ def students(
     recipe: Recipe,
     resource: Input,
     store: Path,
+    by: Trainer = train,
 ) -> tuple[Artifact, ...]:
     """The stages `student`: the recipe's divergence from the cached signals, once a seed.
 
     Args:
         signals: None: it learns from the teacher's text alone.
         load: loads the teacher, called only if it has to judge what the student says.
+        by: what trains it, which is no part of its key (docs/adr/NNNN).
     """
     inputs: dict[str, Input] = {"initial": start, "samples": samples}
     if signals is not None:
@@ -71,6 +73,7 @@ def students(
             _Arm(STUDENT, STUDENT, start, samples, recipe, recipe.train, turn, signals, judging),
             inputs,
             store,
+            by,
         )
         for turn in range(recipe.train.seeds)
     )
@@ -83,6 +86,7 @@ def controls(
     student: Artifact,
     recipe: Recipe,
     store: Path,
+    by: Trainer = train,
 ) -> dict[str, tuple[Artifact, ...]]:
     """The stages of the control arms by name: cross-entropy on the teacher's text, once a seed.
 
@@ -114,6 +118,7 @@ def controls(
                 _Arm(CONTROL, name, start, samples, recipe, config, turn, clock=clock),
                 inputs,
                 store,
+                by,
             )
             for turn in range(recipe.train.seeds)
         )
@@ -239,7 +244,7 @@ def signalled_set(
     )
 
 
-def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
+def _arm(arm: _Arm, inputs: dict[str, Input], store: Path, by: Trainer) -> Artifact:
     recipe, config = arm.recipe, arm.config
     name = stage_name(arm.name, arm.turn)
 
@@ -250,7 +255,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         judge = arm.judge(answers, start)
         device.release_memory()  # the projection's temporaries, before the workers need room
         with meter(f"training {name}", config.steps, "steps") as progress:
-            done = train(
+            done = by(
                 start.model, examples, config, arm.seed, work.scratch("train"), progress, judge
             )
         work.measured["machine"] = host.machine()
@@ -270,6 +275,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
         return {
             "steps": config.steps,
             "tokens": done.tokens,
+            "engine": done.engine,
             "workers": done.workers,
             "learned_parameters": learned,
             "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
@@ -284,7 +290,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path) -> Artifact:
 def _write_log(path: Path, data: TrainSet, asked: Sequence[str], arm: _Arm, done: Trained) -> str:
     config = arm.config
     lines = steplog.lines(
-        {**arm.key, "workers": done.workers},
+        {**arm.key, "engine": done.engine, "workers": done.workers},
         record_keys(data, config, arm.seed, done.workers, asked),
         done.losses,
         [rate(config, step) for step in range(config.steps)],

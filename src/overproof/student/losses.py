@@ -10,7 +10,7 @@ R tokens drawn from the teacher's tail.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ CACHE_BYTES = 1 << 20  # of fp32 logits worked on at a time: seven passes, all i
 
 class Target(Protocol):
     """What is known of the teacher's distributions at some positions, over the student's tokens."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
 
     def chunk(self, which: slice) -> Chunk:
         """That of some positions, ready to be worked on."""
@@ -62,6 +65,10 @@ class Sparse(NamedTuple):
     def of(ids_NK: Tensor, probs_NK: Tensor, drawn_NR: Tensor | None = None) -> Sparse:
         """With or without drawn tokens."""
         return Sparse(ids_NK, probs_NK, ids_NK[:, :0] if drawn_NR is None else drawn_NR)
+
+    def to(self, device: torch.device) -> Sparse:
+        """See `Target`."""
+        return Sparse(*(array.to(device) for array in self))
 
     def chunk(self, which: slice) -> Sparse:
         """See `Target`."""
@@ -136,6 +143,15 @@ class Dense(NamedTuple):
     size: int
     temperature: float = 1.0
     next_N: Tensor | None = None
+
+    def to(self, device: torch.device) -> Dense:
+        """See `Target`."""
+        return self._replace(
+            hidden_NE=self.hidden_NE.to(device),
+            head_UE=self.head_UE.to(device),
+            student_ids_U=self.student_ids_U.to(device),
+            next_N=None if self.next_N is None else self.next_N.to(device),
+        )
 
     def chunk(self, which: slice) -> DenseChunk:
         """See `Target`."""

@@ -40,7 +40,7 @@ from overproof.student.arms import LOSS_DIGITS  # noqa: E402
 from overproof.student.examples import build_train_set  # noqa: E402
 from overproof.student.experts import TABLE  # noqa: E402
 from overproof.student.initial import save_model  # noqa: E402
-from overproof.student.train import train  # noqa: E402
+from overproof.student.train import Trainer, train  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import packs  # noqa: E402
@@ -53,12 +53,15 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}
 STORAGE = ("quantization_config", "expert_dtype", "torch_dtype", "dtype", "transformers_version")
 
 
-def teacher(corpus: Artifact, config: Scratch, seed: int, recipe: Path, store: Path) -> Artifact:
+def teacher(
+    corpus: Artifact, config: Scratch, seed: int, recipe: Path, store: Path, by: Trainer = train
+) -> Artifact:
     """The stage `teacher`.
 
     Args:
         corpus: the certified records that it is trained on.
         recipe: file of the recipe, beside which the configuration may lie.
+        by: what trains it.
     """
     shape = find_data(config.configuration, recipe)
 
@@ -80,7 +83,7 @@ def teacher(corpus: Artifact, config: Scratch, seed: int, recipe: Path, store: P
             alone=not packs(model),
         )
         with meter("training teacher", config.steps, "steps") as progress:
-            done = train(model, examples, settings, seed, work.scratch("train"), progress)
+            done = by(model, examples, settings, seed, work.scratch("train"), progress, None)
         work.measured["machine"] = host.machine()
         save_model(model, work.folder)
         wrapped(tokenizer).save_pretrained(work.folder)
@@ -90,6 +93,7 @@ def teacher(corpus: Artifact, config: Scratch, seed: int, recipe: Path, store: P
             "parameters": sum(one.numel() for one in model.parameters()),
             "steps": config.steps,
             "tokens": done.tokens,
+            "engine": done.engine,
             "workers": done.workers,
             "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
         }

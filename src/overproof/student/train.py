@@ -16,10 +16,10 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from overproof.core import device
 
@@ -42,6 +42,7 @@ from overproof.student.targets import StateTargets  # noqa: E402
 from overproof.student.worker import Shared, Worker  # noqa: E402
 from overproof.teacher.forward import fast_dtype, share  # noqa: E402
 
+PROGRESS = "progress.json"  # written last, it makes a checkpoint count
 WINDOW = 16_384  # examples packed together: bounds memory, and the search for room (docs/adr/0027)
 
 
@@ -72,6 +73,7 @@ class Trained:
         losses: of each step. tokens: of all steps.
         weights, said: digests of some steps, see `Step`; of the weights that after the last too.
         seconds: of all steps; those that a kill lost, and that were done again, count once.
+        engine: whether the workers share the memory of the weights, or hold parts of them each.
     """
 
     workers: int
@@ -80,6 +82,7 @@ class Trained:
     weights: dict[int, str] = field(default_factory=dict)
     said: dict[int, str] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
+    engine: Literal["shared-memory", "fsdp2"] = "shared-memory"
 
     def add(self, done: Step) -> None:
         """One step more."""
@@ -114,6 +117,10 @@ class Task:
         if self.judge is None:
             return None
         return shares_of(data, self.config, self.workers, len(self.judge.prompts), self.seed)
+
+
+# Trains a student in place: see `train`, which is the one of this machine.
+Trainer = Callable[[Any, Path, TrainConfig, int, Path, Meter, Judge | None], Trained]
 
 
 def train(
@@ -256,7 +263,7 @@ def _work(
     done = Trained(task.workers)
     if start:
         last = _checkpoint_at(folder, start, task.workers)
-        done = _read_progress(last)
+        done = read_progress(last)
         worker.restore(last)
     worker.publish(start)
     saved = known = time.monotonic()
@@ -300,21 +307,23 @@ def _checkpoint(worker: Worker, folder: Path, done: Trained, barrier: threading.
     worker.save(folder)
     barrier.wait()
     if worker.rank == 0:
-        write_atomic(folder / "progress.json", json.dumps(asdict(done)).encode())
+        write_atomic(folder / PROGRESS, json.dumps(asdict(done)).encode())
         for old in folder.parent.glob("step-*"):
             if old != folder:
-                _remove(old)
+                remove(old)
 
 
-def _remove(folder: Path) -> None:
-    (folder / "progress.json").unlink(missing_ok=True)
+def remove(folder: Path) -> None:
+    """Remove a checkpoint; half removed, it counts no more."""
+    (folder / PROGRESS).unlink(missing_ok=True)
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
 
 
-def _read_progress(folder: Path) -> Trained:
-    state = json.loads((folder / "progress.json").read_bytes())
+def read_progress(folder: Path) -> Trained:
+    """How far the training had come at a whole checkpoint."""
+    state = json.loads((folder / PROGRESS).read_bytes())
     for digests in ("weights", "said"):
         state[digests] = {int(step): digest for step, digest in state[digests].items()}
     return Trained(**state)
@@ -326,6 +335,6 @@ def _checkpoint_at(folder: Path, step: int, workers: int) -> Path:
 
 def _last_checkpoint(folder: Path, workers: int) -> Trained:
     """That of the last whole checkpoint made by as many workers; of none, no step."""
-    whole = (path.parent for path in folder.glob(f"step-*-by-{workers}/progress.json"))
-    found = (_read_progress(path) for path in whole)
+    whole = (path.parent for path in folder.glob(f"step-*-by-{workers}/{PROGRESS}"))
+    found = (read_progress(path) for path in whole)
     return max(found, key=lambda done: len(done.losses), default=Trained(workers))

@@ -1,35 +1,25 @@
-"""One process's part of every training step, and the memory that all of them share.
-
-Shape suffixes: R sequences, T tokens, D model width, N positions, K kept tokens.
-"""
+"""One process's part of every training step, and the memory that all of them share."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from overproof.core.errors import StageError
 from overproof.core.sections import TrainConfig
 from overproof.data.pack import Packed
 from overproof.student import hidden
 from overproof.student.body import make_body
-from overproof.student.divergences import Divergence, divergence
+from overproof.student.divergences import divergence
 from overproof.student.examples import TrainSet
 from overproof.student.flat import Flat
-from overproof.student.losses import chunked_divergence, divergence_of
 from overproof.student.optimizer import clip_factor, optimizers, rate, set_rate
 from overproof.student.quantise import KINDS, stored
 from overproof.student.rollouts import Judge, Rollouts, Shares
-from overproof.teacher.forward import head_of, inputs_of
-
-PLACES = 128  # positions of a loss come in multiples of this
-SHOWN = 5  # records named when a loss is not finite
+from overproof.student.step import Part, diverged, loss_of, part_of
 
 
 class Shared:
@@ -66,20 +56,6 @@ class Shared:
         self.tokens = torch.zeros(workers, dtype=torch.int64).share_memory_()
         self.said = torch.zeros(workers, 32, dtype=torch.uint8).share_memory_()
         self.save = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-
-class Part(NamedTuple):
-    """One worker's part of a step.
-
-    Attributes:
-        batch: its sequences. data: the set that they are of. divergence: what is made small.
-        said: SHA-256 of what the student said, where it is the student's own text.
-    """
-
-    batch: Packed
-    data: TrainSet
-    divergence: Divergence
-    said: str | None = None
 
 
 class Worker:
@@ -127,19 +103,14 @@ class Worker:
             number: of the on-policy step, if it is one.
         """
         if batch is not None:
-            # Equal shapes in every step: kept memory of another size is of no use to the next.
-            # One example a row leaves too much of it empty for that.
-            share = slice(self.rank, None, self.workers)
-            mine = batch.rows(share, whole=not self.data.alone)
-            part = Part(mine, self.data, self.divergence)
+            part = part_of(batch, self.data, self.divergence, self.rank, self.workers)
         else:
             assert self.rollouts and number is not None and self.config.on_policy
             rows, data, said = self.rollouts.next(number)
             part = Part(rows, data, divergence(self.config.on_policy.divergence), said)
             self.shared.said[self.rank] = torch.tensor(list(bytes.fromhex(said)))
-        predicted = part.batch.source_RT[part.batch.predicts_RT]
-        self.shared.weight[self.rank] = float(part.data.weight_N[predicted].sum())
-        self.shared.tokens[self.rank] = int((part.batch.segments_RT >= 0).sum())
+        self.shared.weight[self.rank] = part.weight
+        self.shared.tokens[self.rank] = part.tokens
         return part
 
     def gradients(self, part: Part, step: int) -> None:
@@ -150,63 +121,16 @@ class Worker:
         Raises:
             StageError: the loss is not finite; the message names the records.
         """
-        mine, data = part.batch, part.data
-        if not len(mine.tokens_RT):  # the student said nothing that can be judged
+        if not len(part.batch.tokens_RT):  # the student said nothing that can be judged
             self.shared.grads[self.rank].vector.zero_()
             self.shared.loss[self.rank] = 0.0
             return
         total = max(float(self.shared.weight.sum()), 1.0)
-        place, source, weight = targets(mine, data)
-        hidden_RTD = self.body.states(inputs_of(self.model, mine))
-        hidden_ND = hidden_RTD.flatten(0, 1)[torch.from_numpy(place)]
-        target, share_N = data.targets.at(source), torch.from_numpy(weight) / total
-        loss = chunked_divergence(
-            hidden_ND,
-            head_of(self.model).weight,
-            target,
-            share_N,
-            divergence=part.divergence,
-            temperature=data.temperature,
-            compute=self.model.dtype,
-        )
-        whole = loss
-        if self.config.hidden:
-            projection_ED = self.model.get_parameter(hidden.WEIGHT)
-            apart = hidden.distance(hidden_ND, projection_ED, target, share_N)
-            whole = loss + self.config.hidden.weight * apart
-        if not bool(torch.isfinite(whole.detach())):
-            learned = weight > 0
-            raise self._diverged(step, part, hidden_RTD.detach(), place[learned], source[learned])
-        whole.backward()
-        self.shared.loss[self.rank] = loss.detach().double()
-
-    def _diverged(
-        self,
-        step: int,
-        part: Part,
-        hidden_RTD: Tensor,
-        place: NDArray[np.int64],
-        source: NDArray[np.int64],
-    ) -> StageError:
-        """Which records it was; each position's loss is computed again, by itself."""
-        data = part.data
-        states_ND = hidden_RTD.flatten(0, 1)[torch.from_numpy(place)]
-        wrong = []
-        for at in range(0, len(source), PLACES):
-            few = slice(at, at + PLACES)
-            logits = (states_ND[few] @ head_of(self.model).weight.detach().T).float()
-            logits /= data.temperature
-            target = data.targets.at(source[few])
-            found, _ = divergence_of(logits, target, part.divergence)
-            wrong.append(source[few][~torch.isfinite(found).numpy()])
-        records = data.records(np.concatenate(wrong)) or data.records(source)
-        return StageError(
-            f"training diverged at step {step}: the loss is not finite",
-            details=[f"record {key}" for key in records[:SHOWN]]
-            + [f"and {len(records) - SHOWN} more"] * (len(records) > SHOWN),
-            hint="look at these records' answers, or lower train.learning_rate: training then "
-            "begins anew, from the same answers and signals",
-        )
+        found = loss_of(self.model, self.body, part, total, self.config, self.model.dtype)
+        if not bool(torch.isfinite(found.whole.detach())):
+            raise diverged(self.model, part, found, step)
+        found.whole.backward()
+        self.shared.loss[self.rank] = found.loss.detach().double()
 
     def gather(self) -> None:
         """Sum the owned parameters' gradients over the workers, in their order."""
@@ -263,26 +187,6 @@ class Worker:
             optimizer.load_state_dict(saved)
         if self.rollouts:
             self.rollouts.pending = state["pending"]
-
-
-def targets(
-    batch: Packed, data: TrainSet
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Places of the batch (R * T) that have a target, its position in `data`, and its weight.
-
-    Filled up to a multiple of `PLACES` with places of weight 0.
-    """
-    place = np.flatnonzero(batch.predicts_RT)
-    source = batch.source_RT.ravel()[place]
-    weight = np.ascontiguousarray(data.weight_N[source])
-    used = weight > 0
-    place, source, weight = place[used], source[used], weight[used]
-    missing = -len(place) % PLACES
-    return (
-        np.pad(place, (0, missing)),
-        np.pad(source, (0, missing)),
-        np.pad(weight, (0, missing)),
-    )
 
 
 def _grad(master: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,9 @@ from overproof.teacher.kept import Kept, Signals, kept_of
 from overproof.teacher.local import Teacher
 from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
 from overproof.teacher.request import Drawing, Request, Said
-from overproof.teacher.sample import draw_all
+from overproof.teacher.routing import Load, demand_alike
+from overproof.teacher.sample import Pool, draw_all, here
+from overproof.teacher.texts import Examples
 from overproof.teacher.verified import right, shortest
 
 UNCHECKED = "unchecked.jsonl"
@@ -40,6 +43,8 @@ MADE_OF = "made_of.json"
 @dataclass(frozen=True)
 class Answers:
     """What the teacher said, in its own tokens.
+
+    Training answers are read from their file when they are looked at.
 
     Attributes:
         prefix: tokens that every conversation starts with.
@@ -52,21 +57,22 @@ class Answers:
 
     prefix: tuple[int, ...]
     student_prefix: tuple[int, ...]
-    train: list[Example]
-    unchecked: list[Example]
-    heldout: list[Example]
+    train: Sequence[Example]
+    unchecked: Sequence[Example]
+    heldout: Sequence[Example]
     texts: dict[str, str]
     checks: dict[str, Json]
 
 
 def sample(
-    load: Callable[[], Teacher],
+    load: Load,
     train: Artifact,
     heldout: Artifact,
-    resource: Input,
+    teachers: Mapping[str, Input],
     terms: Artifact,
     recipe: Recipe,
     store: Path,
+    pool: Pool = here,
 ) -> Artifact:
     """Answer the prompts of both splits with the teacher.
 
@@ -75,12 +81,14 @@ def sample(
        journal as soon as it ends, a training answer with its signals (and those of its prompt)
        if the recipe says so.
     3. Leave out those that do not pass their record's check, if the recipe says so.
-    4. Write them draw after draw, in the order of the prompts, a prompt's equal answers once.
-       Signals are written in the same order.
+    4. Write them teacher after teacher, draw after draw, in the order of the prompts, a prompt's
+       equal answers of a teacher once. Signals are written in the same order.
 
     Args:
-        load: loads the teacher, called only if there is something to do.
+        load: loads a teacher, called only if there is something to do.
+        teachers: what stands for each in a proof, by its role; the first comes first.
         terms: the verdict that permits it; an input, so that the proof shows it came first.
+        pool: who draws; no part of the key, for it changes no answer.
 
     Raises:
         UsageError: a record is no single prompt, or an answer may not fit a training sequence.
@@ -103,18 +111,22 @@ def sample(
             closing(Journal(work.scratch("journal"))) as journal,
             meter("sampling", expected, "tokens") as progress,
         ):
-            draw_all(teacher.half, asked.prefix, every, drawing, journal, progress)
+            for which in sorted({request.teacher for request in every}):
+                own = [request for request in every if request.teacher == which]
+                one = teacher if which == 0 else load(which)
+                demand_alike(teacher, one)
+                draw_all(one.half, asked.prefix, own, drawing, journal, progress, pool)
             work.measured["tokens_per_second"] = round(progress.rate, 1)
             # 3. and 4.
             said, found = chosen(asked, journal, teacher, recipe)
             facts = write_all(work.folder, asked, said, journal, keep) | found
-        write_origin(work.folder, teacher, teacher.resource, recipe, keep)
+        write_origin(work.folder, teacher, whom(teachers), recipe, keep)
         return facts
 
     signals = recipe.signals.model_dump() if kept else None
     stage_config = {**sampler(recipe), "signals": signals}
     inputs: dict[str, Input] = {
-        "teacher": resource,
+        **teachers,
         "terms": terms,
         "train": train,
         "heldout": heldout,
@@ -137,7 +149,10 @@ def chosen(
     asked: Asked, journal: Drawn, teacher: Teacher, recipe: Recipe
 ) -> tuple[dict[str, list[Said]], Json]:
     """The answers that are learned from and measured on; and what their checks found."""
-    said = {name: _unique(split, journal) for name, split in asked.requests.items()}
+    said = {
+        name: _unique(sorted(split, key=lambda request: request.teacher), journal)
+        for name, split in asked.requests.items()
+    }
     config, facts = recipe.sample, Json()
     if config.verified:
         said[UNCHECKED] = said[TRAIN]
@@ -165,7 +180,13 @@ def write_all(
     (folder / TEXTS).write_text(json.dumps(asked.texts), encoding="utf-8")
     checks = {key: asked.checks[key] for key in asked.texts if key in asked.checks}
     (folder / CHECKS).write_text(json.dumps(checks), encoding="utf-8")
-    return {
+    several = Json()
+    if any(one.request.teacher for rows in said.values() for one in rows):
+        several["by_teacher"] = {
+            name.partition(".")[0]: Counter(str(one.request.teacher) for one in said[name])
+            for name in (TRAIN, HELDOUT)
+        }
+    return several | {
         "prompts": len({one.request.record for one in said[TRAIN]}),
         "answers": len(said[TRAIN]),
         "heldout_prompts": len(said[HELDOUT]),
@@ -175,11 +196,11 @@ def write_all(
 
 
 def _unique(requests: Sequence[Request], journal: Drawn) -> list[Said]:
-    """The answers in the order of the requests, a prompt's equal answers once."""
-    found = dict[tuple[str, tuple[int, ...]], Said]()
+    """The answers in the order of the requests, a prompt's equal answers of a teacher once."""
+    found = dict[tuple[str, int, tuple[int, ...]], Said]()
     for request in requests:
         tokens = journal.done[request.key].tokens
-        found.setdefault((request.record, tuple(tokens)), Said(request, tokens))
+        found.setdefault((request.record, request.teacher, tuple(tokens)), Said(request, tokens))
     return list(found.values())
 
 
@@ -187,7 +208,12 @@ def _write(path: Path, said: Sequence[Said]) -> int:
     """Write the answers of one split; returns their tokens."""
     with path.open("w", encoding="utf-8") as stream:
         for request, tokens in said:
-            row = {"key": request.record, "prompt": request.ids, "answer": tokens}
+            row = {
+                "key": request.record,
+                "teacher": request.teacher,
+                "prompt": request.ids,
+                "answer": tokens,
+            }
             stream.write(json.dumps(row) + "\n")
     return sum(len(tokens) for _, tokens in said)
 
@@ -212,24 +238,29 @@ def sampler(recipe: Recipe) -> Json:
     """What decides, beside teacher and prompts, which answers are drawn."""
     return {
         "sample": recipe.sample.model_dump(),
+        "routing": recipe.teacher.routing,
         "system": recipe.teacher.system,
         "shots": [shot.model_dump() for shot in recipe.teacher.shots],
         "seed": recipe.seed,
     }
 
 
-def write_origin(
-    folder: Path, here: Teacher, resource: Input, recipe: Recipe, kept: Kept | None
-) -> None:
+def whom(teachers: Mapping[str, Input]) -> str:
+    """SHA-256 of who answers: of the teacher's weights, or of several teachers and their order."""
+    every = [one.sha256 for one in teachers.values()]
+    return every[0] if len(every) == 1 else sha256_json(every)
+
+
+def write_origin(folder: Path, here: Teacher, who: str, recipe: Recipe, kept: Kept | None) -> None:
     """Say beside the answers what their signals depend on, which every cache of them is bound to.
 
     Args:
         here: whose tokens and template they are in.
-        resource: who said them.
+        who: digest of who said them.
         kept: of signals beside them; None: there are none.
     """
     origin = {
-        "teacher": resource.sha256,
+        "teacher": who,
         "tokenizer": sha256_json(here.tokenizer_state),
         "chat_template": sha256_bytes(here.chat_template.encode()),
         "corpus": sha256_file(folder / TRAIN),
@@ -257,12 +288,6 @@ def read(samples: Artifact) -> Answers:
     prefix, alone = (tuple(prefixes[whose]) for whose in ("teacher", "student"))
     texts = json.loads(samples.file(TEXTS).read_bytes())
     checks = json.loads(samples.file(CHECKS).read_bytes())
-    train, heldout = _examples(samples, TRAIN), _examples(samples, HELDOUT)
-    every = _examples(samples, UNCHECKED) if "checked" in samples.facts else train
+    train, heldout = Examples(samples.file(TRAIN)), list(Examples(samples.file(HELDOUT)))
+    every = Examples(samples.file(UNCHECKED)) if "checked" in samples.facts else train
     return Answers(prefix, alone, train, every, heldout, texts, checks)
-
-
-def _examples(samples: Artifact, name: str) -> list[Example]:
-    with samples.file(name).open(encoding="utf-8") as stream:
-        rows = [json.loads(line) for line in stream]
-    return [Example(row["key"], tuple(row["prompt"]), tuple(row["answer"])) for row in rows]

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation: the prompt's tokens after the shared prefix, and the answer's."""
+    """One conversation: the prompt's tokens after the shared prefix, and the answer's.
+
+    Attributes:
+        teacher: number of the teacher whose answer it is; the first is 0.
+    """
 
     key: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    teacher: int = 0
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -53,8 +53,13 @@ def inputs_of(model: Any, batch: Packed) -> dict[str, Tensor | bool]:
     causal model does not look.
     """
     if packs(model):
-        return model_inputs(batch, model.dtype)
-    return {"input_ids": torch.from_numpy(batch.tokens_RT), "use_cache": False}
+        inputs = model_inputs(batch, model.dtype)
+    else:
+        inputs = {"input_ids": torch.from_numpy(batch.tokens_RT), "use_cache": False}
+    return {
+        name: value.to(model.device) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
 
 
 def head_of(model: Any) -> nn.Linear:

@@ -69,12 +69,12 @@ class Lockstep:
         for live, hidden_SE in zip(lives, own_BSE, strict=True):
             if live.inside:
                 inside_SE = hidden_SE[: live.inside]
-                live.read(head(inside_SE), inside_SE)
+                live.read(head(inside_SE).cpu(), inside_SE.cpu())
         # 2.
         tokens_B = torch.zeros(len(group), dtype=torch.long)
         hidden_BE, alive = own_BSE[:, -1], list(range(len(group)))
         while True:
-            for part in exact(head(hidden_BE)[alive], hidden_BE[alive]):
+            for part in exact(head(hidden_BE)[alive].cpu(), hidden_BE[alive].cpu()):
                 rows = alive[part.where]
                 drawn = draw_next([lives[row] for row in rows], part, self.drawing)
                 tokens_B[rows] = torch.tensor(drawn)
@@ -86,5 +86,6 @@ class Lockstep:
 
     def _step(self, ids_BS: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Last hidden states of new tokens, and the cache that holds them and all before."""
+        ids_BS = ids_BS.to(self.model.device)
         out = self.model.base_model(input_ids=ids_BS, past_key_values=cache, use_cache=True)
         return out.last_hidden_state, out.past_key_values

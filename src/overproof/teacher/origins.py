@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from overproof.core.errors import UsageError
 from overproof.core.recipe import Recipe
 from overproof.teacher import local
 from overproof.teacher.remote import stage as remote
+from overproof.teacher.routing import role
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,39 @@ class Origins:
     Attributes:
         base: what the student is cut from, where that is not the teacher. A teacher behind an
             endpoint has no weights: there always is one then.
+        others: more teachers.
     """
 
     teacher: Origin
     base: Origin | None = None
+    others: tuple[Origin, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[Origin, ...]:
+        """In the order of their numbers."""
+        return (self.teacher, *self.others)
 
     @property
     def each(self) -> list[Origin]:
-        """The teacher first."""
-        return [self.teacher, *([self.base] if self.base else [])]
+        """The teachers first."""
+        return [*self.teachers, *([self.base] if self.base else [])]
+
+    @property
+    def roles(self) -> dict[str, Input]:
+        """What stands for each, by its role in a stage."""
+        found = {role(TEACHER, which): one.input for which, one in enumerate(self.teachers)}
+        return found | ({BASE: self.base.input} if self.base else {})
+
+    @property
+    def speakers(self) -> dict[str, Input]:
+        """The models in whose tokens the answers are, by role: the teachers, if they are here."""
+        here = self.here.input
+        return {here.kind: here} if self.remote else self.answering
+
+    @property
+    def answering(self) -> dict[str, Input]:
+        """The teachers by role, wherever they are."""
+        return {name: one for name, one in self.roles.items() if name != BASE}
 
     @property
     def places(self) -> list[tuple[Path | None, Input]]:
@@ -83,6 +110,21 @@ class Origins:
         return None if self.base is self.here else self.base
 
 
+class Loader:
+    """Loads teachers, and keeps the last one."""
+
+    def __init__(self, read: Callable[[int], local.Teacher]) -> None:
+        self._read = functools.lru_cache(maxsize=1)(read)
+
+    def __call__(self, which: int = 0) -> local.Teacher:
+        """See `routing.Load`."""
+        return self._read(which)
+
+    def clear(self) -> None:
+        """Keep none."""
+        self._read.cache_clear()
+
+
 def find(recipe: Recipe) -> Origins:
     """Identify them, without loading or asking any.
 
@@ -94,9 +136,12 @@ def find(recipe: Recipe) -> Origins:
         teacher = Origin(name, None, remote.identify(recipe))
     else:
         teacher = Origin(name, *local.identify(name))
+    others = tuple(
+        Origin(other.model, *local.identify(other.model)) for other in recipe.teacher.others
+    )
     if base is None:
-        return Origins(teacher)
+        return Origins(teacher, None, others)
     place, resource = local.identify(base)
     if resource.sha256 == teacher.resource.sha256:  # the same model under another name or path
-        return Origins(teacher)
-    return Origins(teacher, Origin(base, place, replace(resource, kind=BASE)))
+        return Origins(teacher, None, others)
+    return Origins(teacher, Origin(base, place, replace(resource, kind=BASE)), others)

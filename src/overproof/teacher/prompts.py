@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from overproof.teacher.checkers import Checker, parse, thinks
 from overproof.teacher.checkers.pool import demand
 from overproof.teacher.local import Teacher
 from overproof.teacher.request import Request
+from overproof.teacher.routing import Router
 
 TRAIN, HELDOUT = "train.jsonl", "heldout.jsonl"
 WORD = re.compile(r"\S+")
@@ -89,9 +90,14 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
         alone = _alone({one.key: teacher.prompt_ids(one.text, system) for one in every}, own)
     demand_sequence(max(len(ids[prompt.key]) for prompt in prompts[TRAIN]), recipe)
     draws = {TRAIN: recipe.sample.answers, HELDOUT: 1}
+    router = Router(recipe.teacher, recipe.seed)
     requests = {
         name: [
-            Request.make(one.key, own[one.key], recipe.seed, draw, signals=name == TRAIN)
+            _routed(
+                Request.make(one.key, own[one.key], recipe.seed, draw, signals=name == TRAIN),
+                one,
+                router,
+            )
             for draw in range(draws[name])
             for one in split
         ]
@@ -114,6 +120,10 @@ def ask(teacher: Teacher, train: Artifact, heldout: Artifact, recipe: Recipe) ->
         checks,
         begins_to_think(teacher, next(iter(ids.values()))),
     )
+
+
+def _routed(request: Request, prompt: Prompt, router: Router) -> Request:
+    return replace(request, teacher=router.teacher(request.key, prompt.fields))
 
 
 def _alone(bare: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
@@ -153,12 +163,18 @@ class Prompt(NamedTuple):
     """One record that the teacher is asked.
 
     Attributes:
-        check: what is right, if the record says so.
+        fields: of the record, beside its prompt.
     """
 
     key: str
     text: str
-    check: Mapping[str, Any] | None
+    fields: Mapping[str, Any]
+
+    @property
+    def check(self) -> Mapping[str, Any] | None:
+        """What is right, if the record says so."""
+        found: Mapping[str, Any] | None = self.fields.get("check")
+        return found
 
 
 def _prompts(records: Artifact, count: int, recipe: Recipe) -> list[Prompt]:
@@ -169,10 +185,14 @@ def _prompts(records: Artifact, count: int, recipe: Recipe) -> list[Prompt]:
         Prompt(
             rows[index].key,
             beginning(_prompt(rows[index]), recipe.sample.words),
-            rows[index].extra.get("check"),
+            _fields(rows[index]),
         )
         for index in order
     ]
+
+
+def _fields(row: dataset.Row) -> dict[str, Any]:
+    return {"origin": row.origin, "creator": row.creator, "licence": row.licence, **row.extra}
 
 
 def _checkers(prompts: Sequence[Prompt], *, every: bool) -> Iterator[Checker]:

@@ -22,12 +22,14 @@ class Request:
         seed: of this request alone, so that its draws do not depend on any other.
         signals: whether the distributions that its answer is drawn from are kept, as much of each
             as the drawing says.
+        teacher: number of the teacher that is asked; the first is 0.
     """
 
     key: str
     ids: tuple[int, ...]
     seed: int
     signals: bool = False
+    teacher: int = 0
 
     @staticmethod
     def make(

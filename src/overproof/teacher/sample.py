@@ -1,14 +1,17 @@
 """Drawing the teacher's answers: fast, durable a request, repeatable bit for bit.
 
 One process a core, each with its own slots and one thread: no core waits for another at the end
-of each small operation (docs/log.md has the measurement).
+of each small operation (docs/log.md has the measurement). On other machines the same, see
+`teacher.elsewhere`.
+
+The model may lie on any device; what is drawn from its logits is drawn on the processor.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +36,13 @@ PLACES_STEP = 32  # attention looks at a multiple of this many places; fewer sha
 PREFILL_STEP = 8  # a prompt is filled up to a multiple of this; less filler, fewer prompts a group
 PREFILL_ROWS = 8  # prompts taken in together; always this many rows, so that shapes repeat
 
+# Draws units of requests, each as a whole: from a model, the tokens of the shared prefix, and the
+# places of a slot, it makes each request's key, tokens and packed signals, in any order.
+Pool = Callable[
+    [Any, Sequence[int], list[list[Request]], Drawing, int],
+    Iterator[tuple[str, list[int], bytes]],
+]
+
 
 class Sampler:
     """Continuous batching in one process: slots, a queue of prompts, one token a step."""
@@ -42,7 +52,7 @@ class Sampler:
         kept = drawing.signals.within(model.config.vocab_size) if drawing.signals else None
         self.model, self.drawing = model, replace(drawing, signals=kept)
         self.places = places
-        self.cache = SlotCache(model.config, drawing.slots, places, model.dtype)
+        self.cache = SlotCache(model.config, drawing.slots, places, model.dtype, model.device)
         self.prefix = tuple(prefix)
         if prefix:
             with torch.inference_mode():
@@ -105,13 +115,13 @@ class Sampler:
         if live.inside:
             # The whole width, filler too: a shape that depends on the prompt's length alone.
             inside = slice(live.inside)
-            live.read(self.model.lm_head(hidden_SE)[inside], hidden_SE[inside])
+            live.read(self.model.lm_head(hidden_SE)[inside].cpu(), hidden_SE[inside].cpu())
 
     def _settle(
         self, rows: list[int], logits_LV: Tensor, hidden_LE: Tensor, free: list[int]
     ) -> Iterator[tuple[Request, Answer]]:
         """Draw a token for each of `rows`, and let go of the rows that end with it."""
-        for part in exact(logits_LV, hidden_LE):
+        for part in exact(logits_LV.cpu(), hidden_LE.cpu()):
             yield from self._take(rows[part.where], part, free)
 
     def _take(
@@ -133,12 +143,13 @@ class Sampler:
         used = int(self.columns_B.max()) + 1
         cache.span = min(self.places, _rounded(used))
         cache.prefilling = False
-        cache.rows, cache.columns = torch.arange(self.drawing.slots), self.columns_B
-        seen_BT = torch.arange(cache.span) <= self.columns_B[:, None]
+        columns_B = self.columns_B.to(self.model.device)
+        cache.rows, cache.columns = torch.arange(self.drawing.slots), columns_B
+        seen_BT = torch.arange(cache.span, device=columns_B.device) <= columns_B[:, None]
         hidden_BSE = self.model.model(
-            input_ids=self.tokens_B[:, None],
+            input_ids=self.tokens_B[:, None].to(columns_B.device),
             attention_mask=_additive(seen_BT, self.model.dtype)[:, None, None, :],
-            position_ids=self.columns_B[:, None],
+            position_ids=columns_B[:, None],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
@@ -150,7 +161,7 @@ class Sampler:
 
         Those of `prompts` come first, and of each its own tokens; what follows is filler.
         """
-        cache, start = self.cache, self.cache.prefix
+        cache, start, place = self.cache, self.cache.prefix, self.model.device
         # Always the same number of rows, filled up with copies of the first, so that the
         # products have a shape that depends on the prompts' length alone.
         padded = [*prompts, *[prompts[0]] * (PREFILL_ROWS - len(prompts))]
@@ -163,9 +174,9 @@ class Sampler:
         seen_ST = torch.ones(width, start + width, dtype=torch.bool).tril(start)
         positions = torch.arange(start, start + width).expand(len(padded), width)
         hidden_PSE: Tensor = self.model.model(
-            input_ids=ids,
-            attention_mask=_additive(seen_ST, self.model.dtype)[None, None],
-            position_ids=positions,
+            input_ids=ids.to(place),
+            attention_mask=_additive(seen_ST.to(place), self.model.dtype)[None, None],
+            position_ids=positions.to(place),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
@@ -188,7 +199,8 @@ def _width(prompt: Sequence[int]) -> int:
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, -math.inf)
 
 
 def sampler(
@@ -199,9 +211,8 @@ def sampler(
     Args:
         requests: all that may come, one at least.
     """
-    if packs(model):
-        return Sampler(model, prefix, drawing, places_for(prefix, requests, drawing))
-    return Lockstep(model, prefix, drawing)
+    places = places_for(prefix, requests, drawing) if packs(model) else 0
+    return drawer(model, prefix, drawing, places)
 
 
 def draw_all(
@@ -211,12 +222,15 @@ def draw_all(
     drawing: Drawing,
     journal: Journal,
     meter: Meter,
+    pool: Pool | None = None,
 ) -> None:
     """Draw every request that the journal lacks, on all cores, into the journal.
 
     Args:
         model: in the type to compute in; its memory is shared with the workers.
         meter: counts tokens of finished answers.
+        pool: who draws; the cores of this machine by default. Slots are as many as these would
+            have, whoever draws, so that the answers are the same bits.
 
     Raises:
         StageError: a worker died; what was finished is in the journal.
@@ -239,20 +253,16 @@ def draw_all(
         every = groups(requests, drawing.slots)
         units = [one for one in every if any(request.key in missing for request in one)]
         places = 0
-    for key, tokens, signals in _spread(model, prefix, units, drawing, places):
+    for key, tokens, signals in (pool or here)(model, prefix, units, drawing, places):
         if key not in journal.done:
             journal.add(key, tokens, signals)
             meter.advance(len(tokens))
 
 
-def _spread(
+def here(
     model: Any, prefix: Sequence[int], units: list[list[Request]], drawing: Drawing, places: int
 ) -> Iterator[tuple[str, list[int], bytes]]:
-    """Run one worker a core and yield what they finish.
-
-    Args:
-        units: requests that one worker has to draw together.
-    """
+    """Run one worker a core and yield what they finish: the pool of this machine."""
     workers = max(1, min(device.cores(), len(units)))
     share(model)
     shares = [
@@ -284,12 +294,22 @@ def _work(
 ) -> None:
     """A worker: one thread, its share of the requests."""
     torch.set_num_threads(1)
-    drawer = (
-        Sampler(model, prefix, drawing, places)
-        if packs(model)
-        else Lockstep(model, prefix, drawing)
-    )
-    kept = drawer.drawing.signals
-    for request, answer in drawer.draw(requests):
+    for found in drawn(drawer(model, prefix, drawing, places), requests):
+        results.put(found)
+
+
+def drawer(model: Any, prefix: Sequence[int], drawing: Drawing, places: int) -> Sampler | Lockstep:
+    """Who draws in one process: slots of so many places, or the model's own way, see `packs`."""
+    if packs(model):
+        return Sampler(model, prefix, drawing, places)
+    return Lockstep(model, prefix, drawing)
+
+
+def drawn(
+    by: Sampler | Lockstep, requests: Sequence[Request]
+) -> Iterator[tuple[str, list[int], bytes]]:
+    """Each request's key, tokens and packed signals, as they end."""
+    kept = by.drawing.signals
+    for request, answer in by.draw(requests):
         signals = kept.to_bytes(answer.signals) if kept and answer.signals else b""
-        results.put((request.key, answer.tokens, signals))
+        yield request.key, answer.tokens, signals

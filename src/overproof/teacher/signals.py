@@ -8,7 +8,7 @@ Shape suffixes: N positions, K kept tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from overproof.teacher.cache import (  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import Read, head_of, laid, logits_at, share  # noqa: E402
 from overproof.teacher.kept import Kept, Signals, exact, kept_of  # noqa: E402
-from overproof.teacher.local import Teacher  # noqa: E402
+from overproof.teacher.routing import Load, by_teacher  # noqa: E402
 
 BATCH_SEQUENCES = 4  # their logits, 1,024 x 49,152 in fp32, take 200 MB
 
@@ -108,18 +108,26 @@ def write_signals(
     length: int,
     kept: Kept,
     progress: Meter,
-) -> None:
-    """Write the signals of all examples as shards, one process a core; what is there is kept.
+    first: int = 0,
+) -> int:
+    """Write the signals of examples as shards, one process a core; what is there is kept.
 
     A killed run loses at most one shard a core.
+
+    Args:
+        first: number of the first shard.
+
+    Returns:
+        the number that follows the last shard's.
 
     Raises:
         StageError: a worker died; finished shards are kept.
     """
     shards: list[Shard] = []
-    for number, start in enumerate(range(0, len(examples), SHARD_EXAMPLES)):
+    starts = range(0, len(examples), SHARD_EXAMPLES)
+    for number, start in enumerate(starts):
         part = examples[start : start + SHARD_EXAMPLES]
-        path = shard_file(folder, number)
+        path = shard_file(folder, first + number)
         if path.exists():
             progress.skip(_tokens(part))
         else:
@@ -137,6 +145,7 @@ def write_signals(
         hint="free memory, and run the same command again: finished shards are kept",
     ):
         progress.advance(tokens)
+    return first + len(starts)
 
 
 def _tokens(examples: Sequence[Example]) -> int:
@@ -159,11 +168,11 @@ def _work(
 
 
 def cache(
-    load: Callable[[], Teacher], samples: Artifact, recipe: Recipe, resource: Input, store: Path
+    load: Load, samples: Artifact, recipe: Recipe, teachers: Mapping[str, Input], store: Path
 ) -> Artifact:
     """The stage `signals`: the teacher's distributions over prompts and its training answers.
 
-    Those that were kept while the answers were drawn are taken over as they are. Otherwise the
+    Those that were kept while the answers were drawn are taken over as they are. Otherwise each
     teacher reads its answers once more.
 
     The cache says what it is bound to: teacher, tokenizer, template, texts and sampler.
@@ -188,24 +197,28 @@ def cache(
 
     def own_pass(work: Work, answers: Answers) -> None:
         tokens = sum(len(example.tokens) for example in answers.train)
-        model = load().half
-        kept = kept_of(chosen).within(model.config.vocab_size)
-        describe(work.folder, kept, made_of(samples, recipe), head_of(model).weight)
+        number = 0
         with meter("signals", tokens, "tokens") as progress:
-            write_signals(
-                model,
-                answers.prefix,
-                answers.train,
-                work.folder,
-                length=recipe.train.sequence_length,
-                kept=kept,
-                progress=progress,
-            )
+            for which, examples in by_teacher(answers.train):
+                model = load(which).half
+                kept = kept_of(chosen).within(model.config.vocab_size)
+                if not number:
+                    describe(work.folder, kept, made_of(samples, recipe), head_of(model).weight)
+                number = write_signals(
+                    model,
+                    answers.prefix,
+                    examples,
+                    work.folder,
+                    length=recipe.train.sequence_length,
+                    kept=kept,
+                    progress=progress,
+                    first=number,
+                )
             work.measured["tokens_per_second"] = round(progress.rate, 1)
 
     config = {
         "signals": recipe.signals.model_dump(),
         "sequence_length": recipe.train.sequence_length,
     }
-    inputs: dict[str, Input] = {"samples": samples, "teacher": resource}
+    inputs: dict[str, Input] = {"samples": samples, **teachers}
     return build(store, "signals", inputs=inputs, config=config, make=make, layer="teacher")

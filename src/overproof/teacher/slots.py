@@ -28,14 +28,17 @@ class SlotCache(Cache):  # type: ignore[misc]
     are, and where each row's new token goes. In prefill the new tokens follow the shared prefix.
     """
 
-    def __init__(self, config: Any, slots: int, places: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: Any, slots: int, places: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__(layers=[])
         width = (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
         shape = (slots, config.num_key_value_heads, places, width)
-        self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        layers = range(config.num_hidden_layers)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.prefix = 0  # places that hold the shared prefix in every slot
         self.span = places  # places that attention looks at
         self.rows = torch.arange(slots)

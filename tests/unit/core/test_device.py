@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from overproof.core import device
+from overproof.core.errors import UsageError
 
 V1 = "cpu.cfs_quota_us", "cpu.cfs_period_us"
 MANY = 64
@@ -89,3 +91,80 @@ def test_tiles_are_told_from_dot_products() -> None:
     assert dots.bf16
     assert not dots.tiles
     assert device.Processor("Xeon", frozenset({"avx512_bf16", "amx_bf16"})).tiles
+
+
+class Accelerators:
+    """What `torch.accelerator` says of a machine."""
+
+    def __init__(self, kind: str | None, available: bool = True) -> None:
+        self.kind, self.available = kind, available
+
+    def is_available(self) -> bool:
+        return self.available and self.kind is not None
+
+    def current_accelerator(self) -> SimpleNamespace:
+        return SimpleNamespace(type=self.kind)
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "collectives", "resource"),
+    [
+        (Accelerators(None), "cpu", "gloo", "CPU"),
+        (Accelerators("cuda", available=False), "cpu", "gloo", "CPU"),
+        (Accelerators("cuda"), "cuda", "nccl", "GPU"),
+        (Accelerators("npu"), "npu", "hccl", "NPU"),
+        (Accelerators("xpu"), "xpu", "xccl", "GPU"),
+        (Accelerators("mps"), "mps", None, None),
+        (Accelerators("mtia"), "cpu", "gloo", "CPU"),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+def test_the_device_is_the_one_that_torch_has(
+    found: Accelerators, name: str, collectives: str | None, resource: str | None
+) -> None:
+    kind = device.kind_here(found)
+    assert (kind.name, kind.collectives, kind.resource) == (name, collectives, resource)
+
+
+@pytest.mark.parametrize(
+    ("each", "chosen"),
+    [
+        (["cpu", "cpu"], "cpu"),
+        (["cpu", "npu", "npu"], "npu"),
+        (["cuda"], "cuda"),
+        (["mps", "cpu"], "cpu"),
+    ],
+)
+def test_a_cluster_runs_on_the_accelerator_that_some_of_it_have(
+    each: list[str], chosen: str
+) -> None:
+    assert device.kind_of_many(each).name == chosen
+
+
+def test_several_kinds_of_accelerators_are_refused() -> None:
+    with pytest.raises(UsageError, match="several kinds") as caught:
+        device.kind_of_many(["cuda", "npu", "cpu"])
+    assert "got cuda, npu; wanted one" in caught.value.render()
+
+
+@pytest.mark.parametrize(("cann", "autoload"), [(None, "0"), ("/usr/local/Ascend", "1")])
+def test_torch_looks_for_ascend_only_where_cann_is_set_up(
+    monkeypatch: pytest.MonkeyPatch, cann: str | None, autoload: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {"ASCEND_TOOLKIT_HOME": cann} if cann else {})
+    device.prepare()
+    assert os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] == autoload
+
+
+SOURCE = Path(device.__file__).parents[1]
+# A device by name, alone or with a number, and what torch has under such a name.
+NAMED = re.compile(r"""["'](?:cuda|npu|xpu|mps)(?::\d+)?["']|torch\.(?:cuda|npu|xpu|mps)\b|cuda""")
+
+
+def test_devices_are_named_in_one_module_only() -> None:
+    naming = [
+        path.relative_to(SOURCE).as_posix()
+        for path in sorted(SOURCE.rglob("*.py"))
+        if NAMED.search(path.read_text(encoding="utf-8"))
+    ]
+    assert naming == ["core/device.py"]

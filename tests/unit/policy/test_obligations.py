@@ -249,6 +249,33 @@ def test_what_the_student_is_cut_from_is_judged_too(tmp_path: Path) -> None:
         asked("Llama-2-7b-chat-hf")
 
 
+def test_of_several_teachers_the_strictest_verdict_counts(tmp_path: Path) -> None:
+    names = ("Llama-3.1-8B", "Llama-2-7b-chat-hf", "SmolLM2-360M", "SmolLM2-1.7B")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"name": name}))
+
+    def asked(*others: str) -> tuple[Decision, Plan]:
+        more = json.dumps([{"model": str(tmp_path / name)} for name in others])
+        settings = [f"teacher.model={tmp_path / 'SmolLM2-360M'}", f"teacher.others={more}"]
+        recipe = load_recipe(find_recipe("support"), settings)
+        return permit(recipe, find(recipe).places)
+
+    found, plan = asked("SmolLM2-1.7B")
+    assert plan.name == "SmolLM2-Support-Flash"
+    found, plan = asked("SmolLM2-1.7B", "Llama-3.1-8B")
+    assert [one.display for one in found.rulings] == [
+        "SmolLM2-360M",
+        "SmolLM2-1.7B",
+        "Llama-3.1-8B",
+    ]
+    assert found.verdict == found.rulings[2].verdict != found.rulings[0].verdict
+    assert plan.name.startswith("Llama-")
+    assert plan.notice_text.count("Teacher: ") == 3
+    with pytest.raises(PolicyError, match="Llama-2-7b-chat-hf"):
+        asked("SmolLM2-1.7B", "Llama-2-7b-chat-hf")
+
+
 def test_the_weights_of_a_base_are_judged_as_weights_whatever_the_teachers_channel() -> None:
     models = [Teacher("gemini-2.5-pro"), Teacher("meta-llama/Llama-3.1-8B", "1" * 64, "base")]
     found = decide(models, channel="api", on=TODAY)

@@ -7,26 +7,28 @@ import math
 from typing import Any
 
 from overproof.release.facts import (
-    AgreementByPosition,
     Answer,
+    Dataset,
+    Proof,
+    Receipt,
+    ReportFacts,
+    Stage,
+    TeacherModel,
+)
+from overproof.release.figures import (
+    AgreementByPosition,
     Arm,
     Control,
-    Dataset,
     Evaluation,
     Importance,
     Interval,
     Layer,
     Positions,
-    Proof,
-    Receipt,
-    ReportFacts,
     Run,
     Size,
     Sizes,
     Speed,
     Speeds,
-    Stage,
-    TeacherModel,
 )
 
 ENGINE = "llama.cpp (xllamacpp) 2026.10"

@@ -27,10 +27,9 @@ def teacher():
 
 def measure(teacher, vocabulary: Vocabulary, models, count: int = 30, seed: int = 0, **changes):
     return evaluate(
-        teacher,
+        [(teacher, tiny.examples(count, seed=seed))],
         training.HEAD,
         training.HEAD,
-        tiny.examples(count, seed=seed),
         vocabulary,
         models,
         EvaluateConfig(**({"bootstrap": 200, "exact": True} | changes)),
@@ -145,7 +144,7 @@ def test_a_spelling_longer_than_a_sequence_is_not_left_out(teacher) -> None:
     vocabulary = training.vocabulary(258)
     student = shape.cut(teacher, [0, 1, 2], vocabulary)
     found = evaluate(
-        teacher, (), (), tiny.examples(30), vocabulary, {"student": student},
+        [(teacher, tiny.examples(30))], (), (), vocabulary, {"student": student},
         EvaluateConfig(bootstrap=10), seed=0, length=17, meter=tiny.meter(),
     )  # fmt: skip
     assert math.isfinite(found["student"]["kl_nats_per_token"]["value"])

@@ -13,16 +13,8 @@ import torch
 from overproof.core.sections import EvaluateConfig
 from overproof.release import card
 from overproof.release.conclusion import conclude
-from overproof.release.facts import (
-    AgreementByPosition,
-    Arm,
-    Interval,
-    Remote,
-    ReportFacts,
-    Sizes,
-    Speeds,
-    TeacherModel,
-)
+from overproof.release.facts import Remote, ReportFacts, TeacherModel
+from overproof.release.figures import AgreementByPosition, Arm, Interval, Sizes, Speeds
 from overproof.release.report import render, to_json
 from overproof.release.text_quality import Measured, Said, Sums, measure, summary
 from overproof.student.vocabulary import trim

@@ -17,19 +17,16 @@ from report_facts import arm, interval, positions
 from overproof.core.errors import StageError
 from overproof.release import card, charts, words
 from overproof.release.conclusion import conclude
-from overproof.release.facts import (
+from overproof.release.facts import Answer, ReportFacts, TeacherModel, clean
+from overproof.release.figures import (
     AgreementByPosition,
-    Answer,
     Arm,
     Cost,
     Costs,
     Importance,
     Interval,
     Layer,
-    ReportFacts,
     Seeds,
-    TeacherModel,
-    clean,
 )
 from overproof.release.report import render, to_json, write_report
 

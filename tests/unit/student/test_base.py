@@ -30,7 +30,7 @@ def stage(store: Path, base: local.Teacher | None, *more: str) -> Artifact:
     asked = recipe(*SHAPE, "student.calibration_tokens=40", *more)
     made = samples(store, asked, None, 40)
     teacher = tiny.teacher()
-    signals = cache(lambda: teacher, made, asked, teacher.resource, store)
+    signals = cache(tiny.loads(teacher), made, asked, {"teacher": teacher.resource}, store)
     origin = initial.Base(base.resource, lambda: base) if base else None
     return initial.initial(lambda: teacher, made, signals, asked, teacher.resource, store, origin)
 

@@ -21,12 +21,13 @@ from overproof.core.config import find_recipe, load_recipe
 from overproof.core.errors import UsageError
 from overproof.core.methods import Lora
 from overproof.core.sections import TrainConfig
-from overproof.student import initial, lora
+from overproof.student import elsewhere, initial, lora
 from overproof.student.body import PlainBody, fits
 from overproof.student.examples import TrainSet
 from overproof.student.losses import divergence_of
+from overproof.student.step import targets
 from overproof.student.train import batches, train
-from overproof.student.worker import Shared, Worker, targets
+from overproof.student.worker import Shared, Worker
 from overproof.teacher.forward import inputs_of
 
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -237,6 +238,12 @@ def test_what_makes_no_sense_is_refused(more: list[str], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe(find_recipe("support"), more)
     assert words in caught.value.render()
+
+
+def test_a_cluster_trains_all_weights() -> None:
+    asked = load_recipe(find_recipe("support"), ["train.lora={}"])
+    with pytest.raises(UsageError, match="--ray trains all weights, not adapters"):
+        elsewhere.demand(asked)
 
 
 def test_a_target_that_is_no_linear_layer_is_refused() -> None:

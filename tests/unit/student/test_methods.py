@@ -39,7 +39,7 @@ OWN = "{warm_start: 0.1, fraction: 0.5, ahead: 2}"
 def stages(store: Path, asked: Recipe) -> dict[str, Artifact]:
     teacher = tiny.teacher()
     made = samples(store, asked, None, COUNT)
-    signals = cache(lambda: teacher, made, asked, teacher.resource, store)
+    signals = cache(tiny.loads(teacher), made, asked, {"teacher": teacher.resource}, store)
     start = initial(lambda: teacher, made, signals, asked, teacher.resource, store)
     return {"samples": made, "signals": signals, "initial": start}
 
@@ -170,7 +170,13 @@ def test_targets_from_hidden_states_are_those_of_all_tokens(tmp_path: Path, prom
     for kind in ("exact", "top-k, top_k: 10000"):
         asked = recipe(f"signals={{kind: {kind}, prompts: {str(prompts).lower()}}}", *SHAPE)
         made = samples(tmp_path / kind[:3], asked, None, COUNT)
-        stage = cache(tiny.teacher, made, asked, tiny.teacher().resource, tmp_path / kind[:3])
+        stage = cache(
+            tiny.loads(tiny.teacher()),
+            made,
+            asked,
+            {"teacher": tiny.teacher().resource},
+            tmp_path / kind[:3],
+        )
         data = build_train_set(
             tmp_path / kind[:3] / "set", HEAD, read(made).train, vocabulary,
             SignalCache(stage.path, made_of(made, asked)), prompts=prompts,

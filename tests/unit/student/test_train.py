@@ -18,8 +18,9 @@ from overproof.core.errors import StageError, UsageError
 from overproof.data.pack import Packed, pack
 from overproof.student.examples import TrainSet
 from overproof.student.losses import divergence_of
+from overproof.student.step import PLACES, targets
 from overproof.student.train import Trained, _last_checkpoint, batches, record_keys, train
-from overproof.student.worker import PLACES, share_out, targets
+from overproof.student.worker import share_out
 
 
 @pytest.fixture(scope="module")

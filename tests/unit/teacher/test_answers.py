@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +95,17 @@ def test_a_record_that_is_no_prompt_is_told() -> None:
         assert "record abc" in caught.value.render()
 
 
+def test_equal_answers_of_two_teachers_both_stay(tmp_path: Path) -> None:
+    requests = [
+        replace(Request.make("a", [1], 0, draw), teacher=teacher)
+        for draw, teacher in enumerate((0, 1, 1))
+    ]
+    with closing(Journal(tmp_path / "journal")) as journal:
+        for request in requests:
+            journal.add(request.key, [7], b"")
+        assert [one.request.teacher for one in _unique(requests, journal)] == [0, 1]
+
+
 @pytest.mark.parametrize("prompts", [False, True])
 def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path, prompts: bool) -> None:
     """Prompt `a` has one position inside, prompt `b` none."""
@@ -119,8 +132,8 @@ def test_equal_answers_to_one_prompt_are_kept_once(tmp_path: Path, prompts: bool
     journal.close()
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     assert [tuple(json.loads(line).values()) for line in lines] == [
-        *(("a", [1, 2], [7]), ("b", [3], [7])),
-        *(("b", [3], [8, 5]), ("a", [1, 2], [9])),
+        *(("a", 0, [1, 2], [7]), ("b", 0, [3], [7])),
+        *(("b", 0, [3], [8, 5]), ("a", 0, [1, 2], [9])),
     ]
     found = kept.unpack(load_file(shard_file(tmp_path, 0)))
     numbers = [5, 5, 4, 2, 2, 1, 1] if prompts else [5, 4, 2, 2, 1]

@@ -302,7 +302,8 @@ def certified(folder: Path, recipe: Recipe) -> tuple[Artifact, Artifact, Artifac
 def sampled(folder: Path, recipe: Recipe, base: local.Teacher) -> Artifact:
     train, heldout, terms = certified(folder, recipe)
     resource = Resource("base", "tiny", "file:tiny", "0" * 64)
-    return stage.sample(lambda: base, train, heldout, resource, terms, recipe, folder / "stages")
+    base_of = {"base": resource}
+    return stage.sample(lambda: base, train, heldout, base_of, terms, recipe, folder / "stages")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from overproof.teacher import answers, local, signals
 from overproof.teacher.cache import SignalCache
 from overproof.teacher.example import Example
 from overproof.teacher.kept import TopK
+from overproof.teacher.origins import Loader
 from overproof.teacher.remote import stage
 from overproof.teacher.remote.asking import ask_all
 from overproof.teacher.remote.ledger import Ledger
@@ -104,12 +105,12 @@ def test_they_fill_the_cache_of_training_and_that_of_evaluation(
         for file in (train, heldout)
     ]
     terms = build(store, "terms", inputs={}, config={}, make=lambda _: {})
-    made = stage.sample(lambda: base, *sets, base.resource, terms, asked, store)
+    made = stage.sample(lambda: base, *sets, {"base": base.resource}, terms, asked, store)
 
-    def loaded() -> local.Teacher:
+    def loaded(_: int) -> local.Teacher:
         raise AssertionError("the signals came with the answers")
 
-    cached = signals.cache(loaded, made, asked, stage.identify(asked), store)
+    cached = signals.cache(Loader(loaded), made, asked, {"teacher": stage.identify(asked)}, store)
     found = answers.read(made)
     (shard,) = SignalCache(cached.path, answers.made_of(made, asked))
     assert len(shard.ids_NK) == sum(len(one.answer) for one in found.train)

@@ -218,7 +218,7 @@ def test_what_the_journal_holds_is_not_drawn_again(
         asked.extend(request.key for request in left)
         yield from ((request.key, [7], b"") for request in left)
 
-    monkeypatch.setattr(sample, "_spread", spread)
+    monkeypatch.setattr(sample, "here", spread)
     journal = Journal(tmp_path / "journal")
     first, second, third = (request.key for request in requests(3))
     journal.add(second, [5])
@@ -243,7 +243,7 @@ def test_a_model_that_does_not_pack_draws_whole_groups_again(
         asked.extend([request.key for request in unit] for unit in units)
         yield from ((request.key, [7], b"") for unit in units for request in unit)
 
-    monkeypatch.setattr(sample, "_spread", spread)
+    monkeypatch.setattr(sample, "here", spread)
     monkeypatch.setattr(sample, "packs", lambda _model: False)
     wanted = [Request.make(f"r{at}", [5] * (1 + at // 4), 7) for at in range(8)]
     with closing(Journal(tmp_path / "journal")) as journal:
@@ -337,7 +337,7 @@ def test_a_worker_has_no_more_slots_than_requests(
         seen.append(drawing.slots)
         yield from ((request.key, [7], b"") for unit in units[:25] for request in unit)
 
-    monkeypatch.setattr(sample, "_spread", spread)
+    monkeypatch.setattr(sample, "here", spread)
     monkeypatch.setattr(sample.device, "cores", lambda: 2)
     with contextlib.closing(Journal(tmp_path / "journal")) as journal:
         draw_all(tiny.model(), HEAD, requests(40), drawing(slots=500), journal, tiny.meter())

@@ -16,6 +16,7 @@ from overproof.teacher.answers import made_of
 from overproof.teacher.cache import SignalCache, describe, shard_file, write_shard
 from overproof.teacher.kept import Spread, TopK
 from overproof.teacher.local import Teacher
+from overproof.teacher.origins import Loader
 from overproof.teacher.signals import (
     answer_rows,
     cache,
@@ -101,12 +102,12 @@ def test_a_cache_made_of_something_else_is_refused_by_name(tmp_path: Path, field
 
 
 def test_signals_kept_while_sampling_are_taken_over_without_the_teacher(tmp_path: Path) -> None:
-    def load() -> Teacher:
+    def load(_: int) -> Teacher:
         raise AssertionError("the teacher has spoken already")
 
     kept = shard_signals(tiny.model(), HEAD, tiny.examples(10), ROOM, WHOLE)
     made = samples(tmp_path, recipe(), kept)
-    stage = cache(load, made, recipe(), tiny.teacher().resource, tmp_path)
+    stage = cache(Loader(load), made, recipe(), {"teacher": tiny.teacher().resource}, tmp_path)
     (found,) = SignalCache(stage.path, made_of(made, recipe())).signals()
     assert all(map(torch.equal, found.arrays, kept.arrays))
     assert stage.facts == {"positions": len(kept)}
@@ -121,7 +122,7 @@ def test_answers_without_signals_are_read_by_the_teacher_once_more(
     teacher = tiny.teacher()
     asked = recipe(f"signals={{kind: {kind}}}")
     made = samples(tmp_path, asked, None)
-    stage = cache(lambda: teacher, made, asked, teacher.resource, tmp_path)
+    stage = cache(tiny.loads(teacher), made, asked, {"teacher": teacher.resource}, tmp_path)
     found = SignalCache(stage.path, made_of(made, asked))
     wanted = shard_signals(teacher.half, HEAD, tiny.examples(10), ROOM, found.kept)
     (spread,) = found
@@ -147,7 +148,7 @@ def test_the_student_is_cut_by_the_answers_alone(tmp_path: Path) -> None:
             "student.mlp_width=null", "student.vocabulary=290", "student.calibration_tokens=40",
         )  # fmt: skip
         store = tmp_path / prompts
-        stage = cache(lambda: teacher, made, asked, teacher.resource, store)
+        stage = cache(tiny.loads(teacher), made, asked, {"teacher": teacher.resource}, store)
         cut.append(initial(lambda: teacher, made, stage, asked, teacher.resource, store))
     one, other = cut
     assert one.facts == other.facts

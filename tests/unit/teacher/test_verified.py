@@ -77,10 +77,10 @@ def drawn(folder: Path, recipe: Recipe, check: dict | None = VOWEL) -> Artifact:
     teacher = tiny.brief()
     terms = build(folder / "stages", "terms", inputs={}, config={}, make=lambda _: {})
     return answers.sample(
-        lambda: teacher,
+        tiny.loads(teacher),
         certified(folder, "train", check),
         certified(folder, "heldout", None),
-        teacher.resource,
+        {"teacher": teacher.resource},
         terms,
         recipe,
         folder / "stages",
@@ -109,7 +109,7 @@ def test_a_run_learns_from_right_answers_alone_with_the_signals_of_these(tmp_pat
     assert made.facts["answers"] == made.facts["right"] == len(found.train)
     assert len(found.heldout) == 4  # what is measured on is not chosen
     assert len(found.unchecked) == made.facts["checked"]
-    assert [one for one in found.unchecked if one in found.train] == found.train
+    assert [one for one in found.unchecked if one in found.train] == [*found.train]
     signals = SignalCache(made.path, answers.made_of(made, asked))
     positions = sum(len(one.targets(prompt=True)) for one in found.train)
     assert sum(len(part.ids_NK) for part in signals) == positions

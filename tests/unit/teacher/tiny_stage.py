@@ -26,7 +26,7 @@ def samples(store: Path, asked: Recipe, kept: Signals | None, count: int = 10) -
 
     def make(work: Work) -> Json:
         rows = [
-            {"key": one.key, "prompt": one.prompt, "answer": one.answer}
+            {"key": one.key, "teacher": 0, "prompt": one.prompt, "answer": one.answer}
             for one in tiny.examples(count)
         ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)

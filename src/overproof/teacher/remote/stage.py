@@ -176,7 +176,7 @@ def sample(
     load: Callable[[], Teacher],
     train: Artifact,
     heldout: Artifact,
-    base: Input,
+    base: Mapping[str, Input],
     terms: Artifact,
     recipe: Recipe,
     store: Path,
@@ -192,6 +192,7 @@ def sample(
 
     Args:
         load: loads the base, whose tokens the student speaks.
+        base: what stands for it, by its role.
         terms: the verdict that permits it; an input, so that the proof shows it came first.
 
     Raises:
@@ -222,7 +223,7 @@ def sample(
             answers.write_signals(work.folder, said[HELDOUT], heard, keep, heldout_file)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in heard.rows)
         (work.folder / REPLIES).write_text(lines, encoding="utf-8")
-        answers.write_origin(work.folder, base_model, teacher, recipe, keep)
+        answers.write_origin(work.folder, base_model, teacher.sha256, recipe, keep)
         return facts | {"remote": summary(heard.rows, recipe)}
 
     config = {
@@ -232,7 +233,7 @@ def sample(
     }
     inputs: dict[str, Input] = {
         "teacher": teacher,
-        "base": base,
+        **base,
         "terms": terms,
         "train": train,
         "heldout": heldout,

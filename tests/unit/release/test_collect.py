@@ -14,8 +14,9 @@ from overproof.core.config import find_recipe, load_recipe
 from overproof.core.recipe import Recipe
 from overproof.policy.gate import Decision, Teacher, decide
 from overproof.policy.obligations import Plan, carry_out
-from overproof.release import assemble, quality
+from overproof.release import collect, origins, quality
 from overproof.release.speed import Speed
+from overproof.teacher.origins import Origin, Origins
 
 DAY = dt.date(2026, 11, 24)
 LLAMA = "LicenseRef-scancode-llama-3.1-license-2024"
@@ -38,7 +39,7 @@ def decision(name: str) -> Decision:
     ],
 )
 def test_every_licence_that_applies_is_listed_once(name: str, licence: str | None) -> None:
-    assert assemble.teacher_licence(decision(name)) == licence
+    assert origins.teacher_licence(decision(name)) == licence
 
 
 def test_an_unknown_licence_among_several_is_not_passed_over() -> None:
@@ -47,24 +48,22 @@ def test_an_unknown_licence_among_several_is_not_passed_over() -> None:
     ruling = SimpleNamespace(
         finding=SimpleNamespace(channel="weights", rows=found.rows, inherited=(bare,))
     )
-    assert assemble.teacher_licence(SimpleNamespace(rulings=(ruling,))) is None  # type: ignore[arg-type]
+    assert origins.teacher_licence(SimpleNamespace(rulings=(ruling,))) is None  # type: ignore[arg-type]
 
 
 def test_a_choice_of_licences_keeps_its_brackets() -> None:
     rows = [SimpleNamespace(licence=text) for text in ("MIT OR Apache-2.0", "MIT", "MIT AND ISC")]
     finding = SimpleNamespace(channel="weights", rows=rows, inherited=())
     rulings = (SimpleNamespace(finding=finding),)
-    found = assemble.teacher_licence(SimpleNamespace(rulings=rulings))  # type: ignore[arg-type]
+    found = origins.teacher_licence(SimpleNamespace(rulings=rulings))  # type: ignore[arg-type]
     assert found == "(MIT OR Apache-2.0) AND MIT AND ISC"
 
 
 def test_stages_of_another_machine_are_told() -> None:
     here: host.Machine = {"processor": "A", "cores": 2, "torch": "2.13.0"}
-    found = assemble.elsewhere(
-        here, {"student": {**here, "torch": "2.12.0"}, "control": dict(here)}
-    )
+    found = collect.elsewhere(here, {"student": {**here, "torch": "2.12.0"}, "control": dict(here)})
     assert found == ("The stage student was made elsewhere: torch 2.12.0.",)
-    assert assemble.elsewhere(here, {"student": {**here, "processor": "B", "cores": 64}}) == (
+    assert collect.elsewhere(here, {"student": {**here, "processor": "B", "cores": 64}}) == (
         "The stage student was made elsewhere: processor B, cores 64.",
     )
 
@@ -72,7 +71,7 @@ def test_stages_of_another_machine_are_told() -> None:
 def test_the_terms_name_the_teacher_as_notice_does() -> None:
     ruled = decision(FOLDER)
     plan: Plan = carry_out(ruled, "small")
-    found = assemble._terms(ruled, plan)
+    found = origins.terms_of(ruled, plan)
     assert found["teacher"]["name"] == "SmolLM2-135M-Instruct"
     assert "Teacher: SmolLM2-135M-Instruct" in plan.notice_text
     assert "/srv/maker" not in str(found)
@@ -81,12 +80,13 @@ def test_the_terms_name_the_teacher_as_notice_does() -> None:
 def test_the_recipe_is_shown_without_its_makers_folders() -> None:
     recipe: Recipe = load_recipe(find_recipe("support"), ())
     built_in = Resource("teacher", "builtin:some", "pkg:pypi/some@1", "0" * 64)
-    assert assemble.recipe_without_folders(recipe, built_in) == recipe.model_dump(mode="json")
+    built = Origins(Origin(recipe.teacher.model, FOLDER, built_in))
+    assert origins.recipe_without_folders(recipe, built) == recipe.model_dump(mode="json")
     teacher = recipe.teacher.model_copy(update={"model": FOLDER})
     data = recipe.data.model_copy(update={"train": "~/data/train.jsonl"})
     mine = recipe.model_copy(update={"teacher": teacher, "data": data})
     local = Resource("teacher", "SmolLM2-135M-Instruct", "file:SmolLM2-135M-Instruct", "0" * 64)
-    found = assemble.recipe_without_folders(mine, local)
+    found = origins.recipe_without_folders(mine, Origins(Origin(str(FOLDER), FOLDER, local)))
     assert found["teacher"]["model"] == "SmolLM2-135M-Instruct"
     assert found["data"]["train"] == "train.jsonl"
 
@@ -112,4 +112,4 @@ def test_speeds_are_kept_with_the_machine_that_gave_them(
     found = quality.speed(load, export, teacher, tmp_path)  # type: ignore[arg-type]
     measured = found.manifest["times"]["measured"]
     assert measured["machine"] == {"processor": "B"}
-    assert assemble._speed(measured["teacher"]).threads == 4
+    assert collect._speed(measured["teacher"]).threads == 4
