@@ -5,7 +5,10 @@
 RUN is the folder of a finished run (`out/demo`). Each arm trains its initial student by the run's
 recipe with its own overrides, and is then measured twice: on the teacher's held-out answers, as
 every report does, and on answers of its own to the same prompts, each token judged by the teacher.
-With `--keep NAME` the result goes to results/NAME.json.
+With `--keep NAME` the result goes to results/NAME.json. All weights against adapters:
+
+    python benchmarks/methods.py RUN --keep lora --arm all --arm lora "train.lora={rank: 16}" \
+        train.learning_rate=0.001
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from overproof.core.methods import OnPolicy, ReverseKl  # noqa: E402
 from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.data.pack import longest_first, pack  # noqa: E402
 from overproof.release.tally import Estimate  # noqa: E402
-from overproof.student import initial  # noqa: E402
+from overproof.student import initial, lora  # noqa: E402
 from overproof.student.arms import signalled_set  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, divergence  # noqa: E402
 from overproof.student.losses import divergence_of  # noqa: E402
@@ -90,6 +93,9 @@ def compare(run: Finished, arms: dict[str, list[str]]) -> dict[str, Any]:
                     Path(folder) / name, bar, judge if recipe.train.on_policy else None,
                 )  # fmt: skip
             rows[name] = {"overrides": overrides, "seconds": round(time.perf_counter() - began)}
+            rows[name]["learned_parameters"] = lora.trainable(models[name])
+            if recipe.train.lora:
+                lora.merge(models[name])
             note(f"{name}: {rows[name]['seconds']} s for {len(data.keys):,} answers")
     found = run.evaluate(teacher, answers, start.vocabulary, models)
     for name, model in models.items():

@@ -37,6 +37,9 @@ from overproof.teacher.kept import kept_of  # noqa: E402
 from overproof.teacher.origins import Origin, Origins, find  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
 
+# A parameter of the student while it trains: fp32 and what computes; where it learns, gradients and
+# the optimizer's state as well. Adapters themselves are a few in a hundred.
+TRAINING_BYTES, LORA_BYTES = 20, 8
 PROCESS_BYTES = 800e6  # libraries and temporaries of the run and of each worker
 BYTES_PER_TOKEN = 70  # of all training examples, in the run and in each training worker
 
@@ -128,7 +131,7 @@ def plan(recipe: Recipe, path: Path) -> Json:
         "expected_total_seconds": round(sum(seconds.values())) if seconds else None,
         "expected_memory_bytes": round(
             14 * big
-            + 20 * small
+            + (LORA_BYTES if recipe.train.lora else TRAINING_BYTES) * small
             + PROCESS_BYTES * (device.cores() + 1)
             + example_bytes * (trainers + 1)
         ),

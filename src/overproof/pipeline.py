@@ -182,7 +182,7 @@ def demand(teacher: local.Teacher, base: local.Teacher, recipe: Recipe) -> None:
         UsageError: the recipe asks for too much, or for no build whose speed can be measured.
         StageError: the architecture or tokenizer has no place in a student or an engine.
     """
-    initial.demand(teacher, base, recipe.student)
+    arms.demand(teacher, base, recipe)
     quality.demand_speed_target(recipe.export)
     for one in {id(teacher): teacher, id(base): base}.values():
         for target in recipe.export.targets:

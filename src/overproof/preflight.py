@@ -33,7 +33,7 @@ from overproof.core.errors import OverproofError, StageError, UsageError  # noqa
 from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.data.read import lone_prompts  # noqa: E402
 from overproof.policy import obligations  # noqa: E402
-from overproof.student import initial, retokenise  # noqa: E402
+from overproof.student import arms, retokenise  # noqa: E402
 from overproof.student.common import Common  # noqa: E402
 from overproof.student.divergences import FORWARD_KL, Divergence, divergence  # noqa: E402
 from overproof.student.losses import Dense, divergence_of  # noqa: E402
@@ -125,7 +125,7 @@ def run(name: str, overrides: Sequence[str] = ()) -> tuple[Check, ...]:
     asked = remote_preflight.run(recipe, prompts[0], teacher) if origins.remote else ()
     fits = _attempt(
         "student",
-        lambda: initial.demand(teacher, base, recipe.student),
+        lambda: arms.demand(teacher, base, recipe),
         "can be cut from this model",
     )
     others = [_alike(teacher, origins)] if origins.others else []

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiny_teacher as tiny
+import torch
 from remote_server import MODEL, Fault, Proxy, recipe_text, serving
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from overproof import outlook, pipeline
 from overproof.core.config import load_recipe
@@ -38,6 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         proxy = Proxy(address)
         text = recipe_text(proxy.url, train, heldout, str(base))
         text = text.replace("operator: own", "operator: own, key: TEACHER_KEY")
+        text = text.replace("  steps: 3", "  lora: {rank: 2}\n  steps: 3")
         (folder / "recipe.yaml").write_text(text)
         proxy.faults = [Fault(status=429), Fault(), Fault(cut=True)]
         assert pipeline.run(config(folder)).exit_code == 0
@@ -143,6 +147,28 @@ def test_the_report_shows_what_was_measured_and_leaves_out_what_was_not(place: P
         assert "None" not in text
         assert "9 answers" in text
     assert "Cross-entropy" in page
+
+
+def test_the_release_holds_merged_weights_and_the_adapter_beside_them(place: Path) -> None:
+    model = place / "out/release/model"
+    made = place / "out/stages/student"
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (model / name).read_bytes() == (made / name).read_bytes()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    released = load_file(model / "model.safetensors")
+    assert all(torch.equal(loaded.get_parameter(name), one) for name, one in released.items())
+    start = load_file(place / "out/stages/initial/model.safetensors")
+    changed = {
+        name.split(".")[-2]
+        for name, one in released.items()
+        if not torch.equal(one, start[name].bfloat16())
+    }
+    assert changed <= set(
+        json.loads((model / "adapter/adapter_config.json").read_bytes())["target_modules"]
+    )
+    assert changed
+    page = (place / "out/release/report.html").read_text()
+    assert "low-rank adapters (LoRA, rank 2, alpha 32)" in page
 
 
 def test_the_student_learned_from_the_answers_by_cross_entropy(place: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 UNIT = Path(__file__).parents[1] / "unit"
 SOURCE = Path(__file__).parents[2] / "src"
 # Several seconds, so that a checkpoint a second leaves something to resume, twice.
-STEPS = {"the-teachers": 1500, "own": 250}
+STEPS = {"the-teachers": 1500, "own": 250, "adapters": 700}
 PATIENCE_SECONDS = 180
 
 

@@ -194,6 +194,12 @@ def test_a_head_that_is_not_tied_is_counted(
     assert own["expected_memory_bytes"] > tied["expected_memory_bytes"]
 
 
+def test_adapters_take_less_memory(machine: Machine, support: Json) -> None:
+    machine(2, TILES)
+    all_, few = (made(*more)["expected_memory_bytes"] for more in ((), ("train.lora={}",)))
+    assert all_ - few == pytest.approx(12 * support["student"]["parameters"])
+
+
 def test_memory_grows_with_the_examples(machine: Machine) -> None:
     machine(2, TILES)
     recipe = load_recipe(find_recipe("support"))

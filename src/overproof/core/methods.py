@@ -220,6 +220,26 @@ class Hidden(Section):
     )
 
 
+class Lora(Section):
+    """Learning by low-rank adapters, which are merged into the weights in the end."""
+
+    rank: Positive = Field(16, description="of each adapter's two matrices")
+    alpha: float = Field(
+        32.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="by which, over the rank, an adapter's product is multiplied",
+    )
+    targets: tuple[str, ...] = Field(
+        (),
+        description="last names of the linear layers that have one, such as q_proj; all before the "
+        "head by default",
+    )
+    dropout: Literal[0] = Field(
+        0, description="none: a run that was stopped goes on to the same bits"
+    )
+
+
 class Quantize(Section):
     """Computing, in the last steps, with the weights that a build of few bits will have."""
 

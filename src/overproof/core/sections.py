@@ -11,6 +11,7 @@ from overproof.core.endpoint import Endpoint
 from overproof.core.methods import (
     ForwardKl,
     Hidden,
+    Lora,
     Objective,
     OnPolicy,
     Quantize,
@@ -236,6 +237,7 @@ class TrainConfig(Section):
     on_policy: OnPolicy | None = None
     hidden: Hidden | None = None
     quantize: Quantize | None = None
+    lora: Lora | None = None
     sequences: Positive = Field(8, description="packed sequences a step")
     sequence_length: Positive = Field(256, description="tokens a packed sequence")
     learning_rate: float = Field(4e-4, gt=0.0, description="after warm-up, before decay")
@@ -263,6 +265,21 @@ class TrainConfig(Section):
         description="times that the student and each control arm are trained, each time in another "
         "order; the first student is released",
     )
+
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> Self:
+        if self.lora and self.quantize:
+            raise ValueError(
+                "lora and quantize do not go together: what is rounded is the sum of adapters and "
+                "frozen weights, and the adapters beside the release would not give it back; leave "
+                "one of the two out"
+            )
+        if self.lora and self.optimizer == "muon":
+            raise ValueError(
+                "lora goes with optimizer: adamw: muon makes updates of full rank out of whole "
+                "matrices, and an adapter's two are factors of one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _controls_differ(self) -> Self:

@@ -62,7 +62,7 @@ def sentences(
         f"It was trained for {train.steps:,} steps of {train.sequences} {sequences} of "
         f"{train.sequence_length} tokens by {objective(recipe)}, with {train.optimizer} at a "
         f"peak rate of {train.learning_rate:g}.{where}"
-        f"{states(train)}{own_text(train)}{few_bits(train)}",
+        f"{adapters(train)}{states(train)}{own_text(train)}{few_bits(train)}",
     )
 
 
@@ -128,6 +128,18 @@ def fewer_experts(initial: Json) -> str:
     return (
         f" Of the {all_of_them} routed experts of each layer the {kept} stayed that the routers "
         f"gave most weight on the teacher's text; the others were {spare}."
+    )
+
+
+def adapters(train: TrainConfig) -> str:
+    """Whether it learned by adapters alone."""
+    lora = train.lora
+    if lora is None:
+        return ""
+    where = ", ".join(lora.targets) or "all linear layers before the head"
+    return (
+        f" What learned were low-rank adapters (LoRA, rank {lora.rank}, alpha {lora.alpha:g}) on "
+        f"{where}; every other weight stayed as it was, and in the end they were merged into it."
     )
 
 

@@ -15,7 +15,7 @@ from overproof.core.methods import CrossEntropy
 from overproof.core.recipe import Recipe
 from overproof.core.sections import Control, TrainConfig
 from overproof.student import initial as first
-from overproof.student import steplog
+from overproof.student import lora, steplog
 from overproof.student.across import build_cell_set
 from overproof.student.examples import TrainSet, build_train_set
 from overproof.student.optimizer import rate
@@ -31,6 +31,20 @@ from overproof.teacher.local import Teacher
 
 STUDENT, CONTROL = "student", "control"
 LOSS_DIGITS = 6  # kept of each step's loss: more than two machines share, enough to compare runs
+
+
+def demand(teacher: Teacher, base: Teacher, recipe: Recipe) -> None:
+    """Refuse, before any work, a student that cannot be made of these or trained so.
+
+    Args:
+        base: what the student is cut from: the teacher itself, or another model.
+
+    Raises:
+        UsageError, StageError: see `initial.demand` and `lora.demand`.
+    """
+    first.demand(teacher, base, recipe.student)
+    if recipe.train.lora:
+        lora.demand(base.model, recipe.train.lora)
 
 
 def students(
@@ -183,8 +197,9 @@ class _Arm:
     @property
     def key(self) -> Json:
         """What the stage follows from, beside its inputs."""
-        train_ = self.config.model_dump(exclude={"controls", "seeds"})
-        key: Json = {"train": train_, "seed": self.seed}
+        # As it is read again: JSON has lists where the section has tuples.
+        section = self.config.model_dump(mode="json", exclude={"controls", "seeds"})
+        key: Json = {"train": section, "seed": self.seed}
         key |= {"equal_time": dict(self.clock)} if self.clock else {}
         return key | ({"text": "unchecked"} if self.unchecked else {})
 
@@ -276,6 +291,10 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path, by: Trainer) -> Artif
         work.measured["tokens_per_second"] = round(done.tokens / done.seconds, 1)
         asked = [key for key, _ in judge.prompts] if judge else []
         head = _write_log(work.folder / steplog.FILE, data, asked, arm, done)
+        learned = lora.trainable(start.model)
+        if config.lora:
+            lora.save(start.model, work.folder / lora.FOLDER)
+            lora.merge(start.model)
         kind = KINDS[config.quantize.format] if config.quantize else None
         first.save_model(release(start.model, kind), work.folder, recipe.sample)
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -286,6 +305,7 @@ def _arm(arm: _Arm, inputs: dict[str, Input], store: Path, by: Trainer) -> Artif
             "tokens": done.tokens,
             "engine": done.engine,
             "workers": done.workers,
+            "learned_parameters": learned,
             "losses": [round(loss, LOSS_DIGITS) for loss in done.losses],
             "step_log": head,
         }

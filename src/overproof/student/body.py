@@ -99,10 +99,11 @@ def make_body(model: Any, weights: Flat, grads: Flat) -> Body:
 
 
 def fits(model: Any) -> bool:
-    """Whether the layers are what this module has written out."""
+    """Whether the layers are what this module has written out, and all of them learn."""
     config = model.config
     return (
-        all(type(layer) is LlamaDecoderLayer for layer in model.model.layers)
+        all(parameter.requires_grad for parameter in model.parameters())
+        and all(type(layer) is LlamaDecoderLayer for layer in model.model.layers)
         and not (config.attention_bias or config.mlp_bias)
         and config.hidden_act == "silu"
         and config.attention_dropout == 0

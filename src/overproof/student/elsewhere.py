@@ -75,8 +75,14 @@ def demand(recipe: Recipe) -> None:
     """Refuse what cannot be trained on a cluster.
 
     Raises:
-        UsageError: the student would learn from its own text.
+        UsageError: the student would learn from its own text, or by adapters.
     """
+    if recipe.train.lora:
+        raise UsageError(
+            "--ray trains all weights, not adapters",
+            details=["got train.lora"],
+            hint="leave it out of the recipe, or --ray out of the command",
+        )
     if recipe.train.on_policy:
         raise UsageError(
             "--ray trains on the teacher's text, not on the student's own",

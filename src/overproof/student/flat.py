@@ -1,4 +1,4 @@
-"""A model's parameters side by side in one block of shared memory.
+"""A model's parameters side by side in one block of shared memory: those that learn, or the others.
 
 Adjacent matrices of equal width can then be used as one, and a whole model's gradients are one
 vector. The order is that of `named_parameters`, where tied weights stand once.
@@ -22,10 +22,12 @@ class Flat:
         places: for each name its first element and its shape.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, *, learned: bool = True) -> None:
         self.places: dict[str, tuple[int, torch.Size]] = {}
         end = 0
         for name, parameter in model.named_parameters():
+            if parameter.requires_grad is not learned:
+                continue
             self.places[name] = (end, parameter.shape)
             end += parameter.numel()
         self.vector = torch.zeros(end, dtype=dtype).share_memory_()
@@ -53,9 +55,10 @@ class Flat:
         return hashlib.sha256(memoryview(self.vector.view(torch.uint8).numpy())).hexdigest()
 
     def adopt(self, model: Any) -> None:
-        """Copy the model's parameters here, and make them views of this memory."""
+        """Copy the model's parameters of these names here, and make them views of this memory."""
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name in self.places:
+                parameter = model.get_parameter(name)
                 view = self.view(name)
                 view.copy_(parameter)
                 parameter.data = view

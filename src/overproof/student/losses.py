@@ -236,7 +236,8 @@ class _ChunkedDivergence(torch.autograd.Function):
     ) -> Tensor:
         head = head_VD.to(compute)
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_head_VD = torch.zeros_like(head_VD)
+        learned = ctx.needs_input_grad[1]  # a frozen head has no gradient
+        grad_head_VD = torch.zeros_like(head_VD) if learned else None
         total = hidden_ND.new_zeros((), dtype=torch.float64)
         precise = torch.promote_types(torch.float32, hidden_ND.dtype)
         few = max(1, CACHE_BYTES // (precise.itemsize * len(head)))
@@ -255,7 +256,8 @@ class _ChunkedDivergence(torch.autograd.Function):
                 total += (loss_P * weight_P).sum().double() * temperature
                 logits_CV[rows] = exact_PV.to(compute)
             grad_hidden_ND[part] = (logits_CV @ head).to(hidden_ND.dtype)
-            grad_head_VD.addmm_(logits_CV.T.to(head_VD.dtype), hidden_CD.to(head_VD.dtype))
+            if grad_head_VD is not None:
+                grad_head_VD.addmm_(logits_CV.T.to(head_VD.dtype), hidden_CD.to(head_VD.dtype))
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         return total.to(precise)
 
@@ -264,7 +266,8 @@ class _ChunkedDivergence(torch.autograd.Function):
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors
         if float(grad) != 1.0:  # a pass over the head's gradient that is mostly not needed
             grad_hidden_ND = grad_hidden_ND * grad.to(grad_hidden_ND.dtype)
-            grad_head_VD = grad_head_VD * grad.to(grad_head_VD.dtype)
+            if grad_head_VD is not None:
+                grad_head_VD = grad_head_VD * grad.to(grad_head_VD.dtype)
         return grad_hidden_ND, grad_head_VD, None, None, None, None, None
 
 

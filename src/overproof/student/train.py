@@ -35,7 +35,7 @@ from overproof.core.errors import UsageError  # noqa: E402
 from overproof.core.sections import TrainConfig  # noqa: E402
 from overproof.core.workers import CONTEXT, sharing, spread  # noqa: E402
 from overproof.data.pack import Packed  # noqa: E402
-from overproof.student import hidden  # noqa: E402
+from overproof.student import hidden, lora  # noqa: E402
 from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.rollouts import Judge, Shares, shares_of  # noqa: E402
 from overproof.student.targets import StateTargets  # noqa: E402
@@ -132,12 +132,12 @@ def train(
     meter: Meter,
     judge: Judge | None = None,
 ) -> Trained:
-    """Train `student` in place.
+    """Train `student` in place; parameters that require no gradient stay as they are.
 
-    1. Share the weights, a projection of hidden states among them where the recipe has one; find
-       the last whole checkpoint.
+    1. Share the weights, adapters and a projection of hidden states among them where the recipe has
+       these; find the last whole checkpoint.
     2. Run the workers; pass on each step's loss.
-    3. Copy the fp32 weights back; the projection goes.
+    3. Copy the fp32 weights back. The projection goes; adapters stay until they are merged.
 
     Args:
         examples: folder of the training set, see `build_train_set`.
@@ -154,6 +154,8 @@ def train(
     data = TrainSet.map(examples)
     # What cannot be packed is told here, not by a dead worker.
     next(batches(data, config, seed))
+    if config.lora:
+        lora.attach(student, config.lora, seed)
     if config.hidden:
         assert isinstance(data.targets, StateTargets)  # the recipe demands signals `exact`
         hidden.attach(student, data.targets.states_ME.shape[1], seed)
@@ -173,8 +175,8 @@ def train(
         meter.advance(1, f"{step.loss:.3f} nats per token{own}")
     # 3.
     with torch.no_grad():
-        for name, parameter in student.named_parameters():
-            parameter.copy_(shared.master.view(name))
+        for name in shared.master.places:
+            student.get_parameter(name).copy_(shared.master.view(name))
     hidden.detach(student)
     done.weights[len(done.losses)] = shared.master.sha256()
     return done

@@ -27,8 +27,9 @@ class Shared:
 
     Attributes:
         compute: the model that the forward passes use, in bf16 where the processor likes it.
-        weights: its parameters. master: the same in fp32, each updated by its owner; where the
-            recipe quantises, they are what `weights` is made of and what the gradients go to.
+        weights: its parameters that learn; frozen: those that do not.
+        master: what learns in fp32, each updated by its owner; where the recipe quantises, it is
+            what `weights` is made of and what the gradients go to.
         grads: each worker's gradients.
         loss: each worker's part of the step's loss; `norm`: of the squared gradient norm;
             `weight`: of its sum of weights; `tokens`: of its tokens.
@@ -40,10 +41,12 @@ class Shared:
         # Buffers keep their type: see `halved`. No dropout, so that resume is exact.
         self.compute = copy.deepcopy(student).eval()
         self.master = Flat(student, torch.float32)
-        for name, parameter in student.named_parameters():
-            self.master.view(name).copy_(parameter.detach())
+        for name in self.master.places:
+            self.master.view(name).copy_(student.get_parameter(name).detach())
         self.weights = Flat(student, dtype)
-        self.weights.adopt(self.compute)
+        self.frozen = Flat(student, dtype, learned=False)
+        for part in (self.weights, self.frozen):
+            part.adopt(self.compute)
         for buffer in self.compute.buffers():
             buffer.share_memory_()
         self.grads = [Flat(student, dtype) for _ in range(workers)]
@@ -75,6 +78,9 @@ class Worker:
         grads = shared.grads[rank]
         for name, parameter in self.model.named_parameters():
             # The same memory again: another process sees its parameters as copies of views.
+            if not parameter.requires_grad:
+                parameter.data = shared.frozen.view(name)
+                continue
             parameter.data = shared.weights.view(name)
             parameter.grad = grads.view(name)
         self.body = make_body(self.model, shared.weights, grads)

@@ -52,6 +52,7 @@ def test_the_loss_falls_and_the_weights_move(examples, tmp_path: Path, optimizer
     assert len(done.losses) == 30
     assert np.mean(done.losses[-5:]) < 0.8 * np.mean(done.losses[:5])
     assert done.workers == min(device.cores(), 3)
+    assert done.seconds > 0
     start = dict(training.student().named_parameters())
     assert all(not torch.equal(p, start[name]) for name, p in model.named_parameters())
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -175,7 +176,7 @@ def test_only_a_whole_checkpoint_of_as_many_workers_counts(tmp_path: Path) -> No
         for rank in range(workers):
             (folder / f"worker-{rank}.pt").touch()
         if progress:
-            state = Trained(workers, [1.0] * step, 10 * step, {0: "a"}, {1: "b"})
+            state = Trained(workers, [1.0] * step, 10 * step, {0: "a"}, {1: "b"}, step / 2)
             (folder / "progress.json").write_text(json.dumps(asdict(state)))
 
     assert _last_checkpoint(tmp_path, 2) == Trained(2)
@@ -183,7 +184,9 @@ def test_only_a_whole_checkpoint_of_as_many_workers_counts(tmp_path: Path) -> No
     write(10)
     write(11, workers=3)
     write(12, progress=False)
-    assert _last_checkpoint(tmp_path, 2) == Trained(2, [1.0] * 10, 100, {0: "a"}, {1: "b"})
+    found = _last_checkpoint(tmp_path, 2)
+    assert found == Trained(2, [1.0] * 10, 100, {0: "a"}, {1: "b"})
+    assert found.seconds == 5.0
     assert len(_last_checkpoint(tmp_path, 3).losses) == 11
     assert _last_checkpoint(tmp_path, 4) == Trained(4)
 

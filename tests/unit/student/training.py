@@ -9,7 +9,7 @@ from pathlib import Path
 import tiny_teacher as tiny
 import torch
 
-from overproof.core.methods import Hidden, OnPolicy, Quantize
+from overproof.core.methods import Hidden, Lora, OnPolicy, Quantize
 from overproof.core.sections import TrainConfig
 from overproof.data.pack import Packed
 from overproof.student.examples import TrainSet, build_train_set
@@ -64,8 +64,8 @@ def alone(model, examples: Path, config: TrainConfig) -> Worker:
     cached = batches(worker.data, config, 3)
     for step in range(config.steps):
         one_step(worker, next(cached), step)
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(worker.masters[name])
+    for name, master in worker.masters.items():
+        model.get_parameter(name).data.copy_(master)
     return worker
 
 
@@ -94,11 +94,15 @@ def main(folder: Path, steps: int, whose: str) -> None:
     resumed = any((folder / "scratch").glob("step-*/progress.json"))
     own = whose == "own"
     more = {
-        "on_policy": OnPolicy(warm_start=0.1, fraction=0.6, ahead=3),
-        "hidden": Hidden(),
-        "quantize": Quantize(start=0.3),
+        "the-teachers": {},
+        "own": {
+            "on_policy": OnPolicy(warm_start=0.1, fraction=0.6, ahead=3),
+            "hidden": Hidden(),
+            "quantize": Quantize(start=0.3),
+        },
+        "adapters": {"lora": Lora(rank=4)},
     }
-    wanted = config(steps=steps, checkpoint_seconds=1, **(more if own else {}))
+    wanted = config(steps=steps, checkpoint_seconds=1, **more[whose])
     (states if own else data)(folder / "examples")
     done = train(
         model,
