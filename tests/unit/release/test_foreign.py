@@ -16,7 +16,7 @@ from test_across import pair, vocabulary
 
 from overproof.core.sections import EvaluateConfig
 from overproof.release.conclusion import BELOW, compare
-from overproof.release.facts import Arm, Evaluation, Interval
+from overproof.release.figures import Arm, Evaluation, Interval
 from overproof.release.foreign import AGREEMENT, CROSS, KL, evaluate_foreign
 from overproof.release.tally import DIFFERENCES
 from overproof.student.across import align
