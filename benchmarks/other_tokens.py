@@ -59,6 +59,7 @@ from overproof.teacher.answers import made_of  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.local import Teacher, load  # noqa: E402
 from overproof.teacher.signals import answer_rows  # noqa: E402
+from overproof.teacher.tokens import byte_level  # noqa: E402
 
 # name: the teacher's token whose embedding it gets
 CONTROL = {"<bos>": "<|im_start|>", "<eot>": "<|im_end|>", "<user>": "user", "<model>": "assistant"}
@@ -213,7 +214,7 @@ def transplant(teacher: Teacher, texts: Iterable[str], size: int, folder: Path) 
     rows = torch.zeros(own.rows, table.shape[1])
     for number, raw in own.bytes_of.items():
         pieces = list(theirs.pieces(raw)) if raw else []
-        if name := CONTROL.get(str(made.id_to_token(number))):
+        if name := CONTROL.get(made.id_to_token(number) or ""):
             pieces = [teacher.tokenizer.convert_tokens_to_ids(name)]
         rows[number] = table[pieces].mean(0) if pieces else table.mean(0)
     ids = {name: made.token_to_id(name) for name in ("<bos>", "<eot>")}
@@ -259,8 +260,7 @@ def tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
 
 def side_of_tokenizer(made: Tokenizer) -> Side:
     """A tokenizer that has no model yet."""
-    end = made.get_vocab()["<eot>"]
-    return Side.of(made, json.loads(made.to_str()), [end])
+    return Side.of(made, byte_level(made), [made.get_vocab()["<eot>"]])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from overproof import pipeline
 from overproof.core import device
+from overproof.teacher import local
 from overproof.teacher.local import load
 from overproof.trust import keys, verify
 
@@ -98,3 +99,34 @@ def test_the_report_measures_what_both_have_in_common(place: Path) -> None:
     assert report["base_model"]["name"] == "SmolLM2-other"
     page = (place / "out/release/report.html").read_text()
     assert "KL over common tokens" in page
+    assert "both texts were aligned by their bytes" in page
+
+
+def test_a_second_run_keeps_everything(place: Path) -> None:
+    """Not a model is loaded: the tokenizers alone say that the tokens are others."""
+    before = {name: stage(place, name)["times"] for name in ("retokenised", "student", "control")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "_read", None)
+        assert pipeline.run(config(place)).exit_code == 0
+    assert before == {name: stage(place, name)["times"] for name in before}
+
+
+def test_other_answers_or_another_base_are_other_tokens(place: Path) -> None:
+    found = stage(place, "retokenised")
+    rows = (place / "out/stages/retokenised/train.jsonl").read_text().splitlines()
+    heard = (place / "out/stages/samples/train.jsonl").read_text().splitlines()
+    assert len(rows) == len(heard) == found["facts"]["answers"]
+    base, teacher = tiny.other_tokenizer(), tiny.tokenizer()
+    for row, said in zip(map(json.loads, rows), map(json.loads, heard), strict=True):
+        assert row["key"] == said["key"]
+        ours = base.decode([one for one in row["answer"] if one != 1])
+        theirs = teacher.decode([one for one in said["answer"] if one != 0])
+        assert theirs.startswith(ours.replace("\ufffd", ""))
+        assert base.decode(row["prompt"], skip_special_tokens=False).endswith("<assistant>")
+
+
+def test_the_plan_knows_both_models(place: Path) -> None:
+    plan = pipeline.run(config(place).model_copy(update={"dry_run": True})).plan
+    assert plan is not None
+    assert plan["student"]["shape"]["layers"] == 2
+    assert plan["student"]["shape"]["vocabulary"] == 340

@@ -65,9 +65,10 @@ class Common:
         first_U = np.full(teacher.rows, student.ends[0])
         longer_U = np.zeros(teacher.rows, np.bool_)
         for number, raw in teacher.bytes_of.items():
-            if raw and number not in teacher.ends:
-                first_U[number] = first = student.pieces(raw)[0]
-                longer_U[number] = len(student.bytes_of[first]) < len(raw)
+            # A whole tokenizer may lack bytes that are in no text; a trimmed one has them all.
+            if number not in teacher.ends and (pieces := student.pieces(raw)):
+                first_U[number] = pieces[0]
+                longer_U[number] = len(student.bytes_of[pieces[0]]) < len(raw)
         chains = {
             number: teacher.pieces(raw)
             for number, raw in student.bytes_of.items()

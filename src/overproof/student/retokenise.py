@@ -190,8 +190,9 @@ class Writer:
 def _mass(teacher: Side, base: Side, signals: Iterable[Spread]) -> NDArray[np.float64]:
     """The teacher's probability, summed over all positions, of what begins with each token."""
     first_U = Common.of(teacher, base).first_U
-    mass = np.bincount(first_U, spread_mass(signals, teacher.rows), base.rows)
-    return mass.astype(np.float64)
+    found = np.zeros(base.rows)
+    np.add.at(found, first_U, spread_mass(signals, teacher.rows))
+    return found
 
 
 def _demand_room(prefix: Sequence[int], written: Iterable[Example], recipe: Recipe) -> None:

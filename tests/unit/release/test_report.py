@@ -67,6 +67,7 @@ def test_json_holds_every_promised_key(facts: ReportFacts) -> None:
     for numbers in arms.values():
         assert set(numbers) == {
             "kl_nats_per_token", "top1_agreement", "perplexity", "pass_at_1", "nats_per_byte",
+            "common_kl_nats_per_place", "common_top1_agreement",
         }  # fmt: skip
     assert found["student"]["kl_nats_per_token"].keys() == {"value", "low", "high"}
     assert found["speed"]["student"].keys() == {
