@@ -148,6 +148,8 @@ def compare(given: Given) -> dict[str, Any]:
     for number, name in turns(told["rounds"], list(arms)):
         speeds[name].append(arms[name].train(told["timed"]).speed)
         note(f"round {number + 1}, {name}: {speeds[name][-1]:.1f} tokens/s")
+    # The trainings that follow take longer than all before: what is known so far is not lost.
+    keep("engine-speed", {"settings": told, "trl": settings, "rounds": speeds}, PACKAGES)
     full = {name: arm.train(arm.steps) for name, arm in arms.items() if arm.begun}
     medians = {name: round(statistics.median(values), 1) for name, values in speeds.items()}
     heldout = {
