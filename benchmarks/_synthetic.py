@@ -12,7 +12,7 @@ import torch
 
 from overproof.core import artifact
 from overproof.core.artifact import Artifact, Json, Work
-from overproof.student.targets import array_file
+from overproof.student.arrays import array_file
 from overproof.teacher.answers import CHECKS, MADE_OF, PREFIX, TEXTS
 from overproof.teacher.cache import SHARD_EXAMPLES, describe, shard_file, write_shard
 from overproof.teacher.kept import Sampled

@@ -25,10 +25,11 @@ import torch
 from numpy.typing import NDArray
 
 from overproof.student.align import spans
+from overproof.student.arrays import array_file
 from overproof.student.common import NONE, Common
 from overproof.student.examples import StudentExample, TrainSet, lay, respell
 from overproof.student.retokenise import Both
-from overproof.student.targets import Block, array_file, demand_equal, write_blocks
+from overproof.student.targets import Block, demand_equal, write_blocks
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.cache import SHARD_EXAMPLES
 from overproof.teacher.example import Example

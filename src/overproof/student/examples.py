@@ -14,18 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overproof.data.pack import NOWHERE, Packed, pack
-from overproof.student.targets import (
-    Targets,
-    array_file,
-    map_targets,
-    mapped,
-    write_targets,
-)
+from overproof.student.arrays import Growing, array_file, mapped
+from overproof.student.targets import Targets, map_targets, write_targets
 from overproof.student.vocabulary import Vocabulary
 from overproof.teacher.example import Example
 from overproof.teacher.kept import Spread
 
 NO_TARGET = -1
+KEY_BYTES = 64  # of a record's key
+TOGETHER = 4096  # examples laid together: bounds memory
+PASSING = ("following_N", "places_M")  # arrays that targets are made with, and that then go
 
 
 @dataclass(frozen=True)
@@ -197,16 +195,56 @@ def build_train_set(
     if not folder.is_dir():
         part = folder.with_name(f"{folder.name}.part")
         part.mkdir(parents=True, exist_ok=True)
-        respelled = [respell(example, vocabulary, prompt=prompts) for example in examples]
-        laid, signalled = lay(vocabulary.spell(prefix), examples, respelled, alone=alone)
-        spelled = np.array([flag for one in respelled for flag in one.spelled])
-        small = {
-            **laid,
-            "weight_N": (signalled | spelled).astype(np.float32),
-            "temperature": np.array([temperature]),
-        }
-        for name, array in small.items():
-            np.save(array_file(part, name), array)
-        write_targets(part, laid["tokens_N"], np.flatnonzero(signalled), vocabulary, signals)
+        head = vocabulary.spell(prefix)
+        _write_examples(part, head, examples, vocabulary, prompts=prompts, alone=alone)
+        np.save(array_file(part, "temperature"), np.array([temperature]))
+        passing = [array_file(part, name) for name in PASSING]
+        following_N, places_M = map(mapped, passing)
+        write_targets(part, following_N, places_M, vocabulary, signals)
+        for file in passing:
+            file.unlink()
         part.rename(folder)
     return TrainSet.map(folder)
+
+
+def _write_examples(
+    folder: Path,
+    head: Sequence[int],
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    *,
+    prompts: bool,
+    alone: bool,
+) -> None:
+    """Write the fields of a `TrainSet` but the targets, and what these are made with.
+
+    Args:
+        head: the shared prefix in the student's tokens.
+    """
+    first, start = None, 0
+    with (
+        Growing(folder, "keys", np.dtype(f"S{KEY_BYTES}")) as keys,
+        Growing(folder, "lengths", np.dtype(np.int64)) as lengths,
+        Growing(folder, "tokens_N", np.dtype(np.int64)) as tokens,
+        Growing(folder, "weight_N", np.dtype(np.float32)) as weights,
+        Growing(folder, PASSING[0], np.dtype(np.int64)) as following,
+        Growing(folder, PASSING[1], np.dtype(np.int64)) as places,
+    ):
+        for at in range(0, len(examples), TOGETHER):
+            few = list(examples[at : at + TOGETHER])
+            respelled = [respell(example, vocabulary, prompt=prompts) for example in few]
+            laid, signalled = lay(head, few, respelled, alone=alone)
+            spelled = np.array([flag for one in respelled for flag in one.spelled], np.bool_)
+            keys.add(laid["keys"])
+            lengths.add(laid["lengths"])
+            tokens.add(laid["tokens_N"])
+            weights.add(signalled | spelled)
+            # What follows the last token of all is the first one, whose weight there is 0.
+            following.add(laid["tokens_N"][1:] if first is None else laid["tokens_N"])
+            first = laid["tokens_N"][:1] if first is None else first
+            places.add(start + np.flatnonzero(signalled))
+            start += len(signalled)
+        following.add([] if first is None else first)
+    small, _ = lay(head, (), (), alone=alone)
+    for name in ("prefix", "one_a_row"):
+        np.save(array_file(folder, name), small[name])

@@ -243,7 +243,7 @@ class Rollouts:
         head_UE = head_of(judge.model).weight.detach()
         places_M = np.flatnonzero(signalled_N)
         targets = StateTargets(
-            **around_states(arrays["tokens_N"], places_M, judge.vocabulary, head_UE),
+            **around_states(np.roll(arrays["tokens_N"], -1), places_M, judge.vocabulary, head_UE),
             states_ME=_states(judge, examples, self.length).view(torch.int16).numpy(),
             temperature=np.array([judge.temperature]),
         )

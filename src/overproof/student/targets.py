@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overproof.core.errors import StageError
+from overproof.student.arrays import Growing, array_file, mapped
 from overproof.student.cells import Cells
 from overproof.student.losses import Dense, Sparse, Target
 from overproof.student.vocabulary import Vocabulary
@@ -28,7 +29,6 @@ from overproof.teacher.cache import SignalCache
 from overproof.teacher.kept import Spread, States
 
 PROJECT_ROWS = 4096  # rows scattered over the student's vocabulary at a time
-SMALL = 4096  # bytes of an array that is not worth a mapping
 NO_ROW = -1
 
 
@@ -134,7 +134,7 @@ def map_targets(folder: Path) -> Targets:
 
 def write_targets(
     folder: Path,
-    tokens_N: NDArray[np.int64],
+    following_N: NDArray[np.int64],
     places_M: NDArray[np.int64],
     vocabulary: Vocabulary,
     signals: Iterable[Spread] | None,
@@ -142,7 +142,7 @@ def write_targets(
     """Write the target of every position.
 
     Args:
-        tokens_N: the student's.
+        following_N: the student's next tokens.
         places_M: positions with a signal, ascending; the target of the others is the next token.
         signals: the teacher's, at those positions; None: none.
 
@@ -150,14 +150,14 @@ def write_targets(
         StageError: there are more or fewer signals than such positions.
     """
     if isinstance(signals, SignalCache) and isinstance(signals.kept, States):
-        _write_states(folder, tokens_N, places_M, vocabulary, signals)
+        _write_states(folder, following_N, places_M, vocabulary, signals)
     else:
-        _write_sparse(folder, tokens_N, places_M, vocabulary, signals)
+        _write_sparse(folder, following_N, places_M, vocabulary, signals)
 
 
 def _write_states(
     folder: Path,
-    tokens_N: NDArray[np.int64],
+    following_N: NDArray[np.int64],
     places_M: NDArray[np.int64],
     vocabulary: Vocabulary,
     signals: SignalCache,
@@ -165,19 +165,19 @@ def _write_states(
     head_UE = signals.head_VE
     if head_UE is None:
         raise StageError("the signals are hidden states, and the teacher's head is not with them")
-    for name, array in around_states(tokens_N, places_M, vocabulary, head_UE).items():
+    for name, array in around_states(following_N, places_M, vocabulary, head_UE).items():
         np.save(array_file(folder, name), array)
-    done, shape = 0, (len(places_M), head_UE.shape[1])
-    with _open(folder, "states_ME", np.int16, shape) as stream:
+    done = 0
+    with Growing(folder, "states_ME", np.dtype(np.int16), head_UE.shape[1]) as states:
         for shard in signals.signals():
             (states_mE,) = shard.arrays
             done += len(states_mE)
-            stream.write(states_mE.contiguous().view(torch.int16).numpy().tobytes())
+            states.add(states_mE.contiguous().view(torch.int16).numpy())
     demand_equal(done, len(places_M))
 
 
 def around_states(
-    tokens_N: NDArray[np.int64],
+    following_N: NDArray[np.int64],
     places_M: NDArray[np.int64],
     vocabulary: Vocabulary,
     head_UE: Tensor,
@@ -185,15 +185,15 @@ def around_states(
     """The fields of `StateTargets` but the states themselves and the temperature.
 
     Args:
-        tokens_N, places_M: see `write_targets`.
+        following_N, places_M: see `write_targets`.
         head_UE: the teacher's output embedding.
     """
-    row_N = np.full(len(tokens_N), NO_ROW, np.int32)
+    row_N = np.full(len(following_N), NO_ROW, np.int32)
     row_N[places_M] = np.arange(len(places_M))
     head = head_UE.view(torch.int16) if head_UE.dtype == torch.bfloat16 else head_UE
     return {
         "row_N": row_N,
-        "next_N": np.roll(tokens_N, -1).astype(np.int32),
+        "next_N": following_N.astype(np.int32),
         "student_ids_U": vocabulary.student_ids_U,
         "size": np.array([vocabulary.size]),
         "head_UE": head.numpy(),
@@ -202,7 +202,7 @@ def around_states(
 
 def _write_sparse(
     folder: Path,
-    tokens_N: NDArray[np.int64],
+    following_N: NDArray[np.int64],
     places_M: NDArray[np.int64],
     vocabulary: Vocabulary,
     signals: Iterable[Spread] | None,
@@ -214,7 +214,7 @@ def _write_sparse(
     whole = shards if first is None else chain([first], shards)
     blocks = (block for shard in whole for block in project(shard, vocabulary, top_k))
     at = places_M if signals is not None else places_M[:0]
-    write_blocks(folder, np.roll(tokens_N, -1), at, blocks, top_k, draws)
+    write_blocks(folder, following_N, at, blocks, top_k, draws)
 
 
 def write_blocks(
@@ -234,15 +234,14 @@ def write_blocks(
     Raises:
         StageError: there are more or fewer of them than places.
     """
-    # Written piece after piece: a full disk is an error here, in mapped memory it is a crash.
     with (
-        _open(folder, "ids_NK", np.int32, (len(following_N), top_k)) as to_ids,
-        _open(folder, "probs_NK", np.float32, (len(following_N), top_k)) as to_probs,
-        _open(folder, "drawn_NR", np.int32, (len(following_N), draws)) as to_drawn,
+        Growing(folder, "ids_NK", np.dtype(np.int32), top_k) as to_ids,
+        Growing(folder, "probs_NK", np.dtype(np.float32), top_k) as to_probs,
+        Growing(folder, "drawn_NR", np.dtype(np.int32), draws) as to_drawn,
     ):
         for block in _blocks(following_N, places, blocks, top_k, draws):
-            for stream, array in zip((to_ids, to_probs, to_drawn), block, strict=True):
-                stream.write(array.tobytes())
+            for file, array in zip((to_ids, to_probs, to_drawn), block, strict=True):
+                file.add(array)
 
 
 def project(signals: Spread, vocabulary: Vocabulary, top_k: int) -> Iterator[Block]:
@@ -313,26 +312,3 @@ def demand_equal(got: int, wanted: int) -> None:
             details=[f"got {got:,} positions or more, wanted {wanted:,}"],
             hint="remove the folder of the run's stages, and run the same command again",
         )
-
-
-def array_file(folder: Path, array: str) -> Path:
-    """Where an array of a training set lies."""
-    return folder / f"{array}.npy"
-
-
-def mapped(file: Path) -> NDArray[Any]:
-    """A small array is read: one without a value cannot be mapped.
-
-    Mapped to be written, as torch demands; what is written would stay in this process.
-    """
-    array: NDArray[Any] = np.load(file, mmap_mode="c" if file.stat().st_size > SMALL else None)
-    return array
-
-
-def _open(folder: Path, array: str, dtype: type[np.generic], shape: tuple[int, int]) -> BinaryIO:
-    """The array's file with its header written, for the values to follow in C order."""
-    stream = array_file(folder, array).open("wb")
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    header = {"descr": descr, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-    return stream
