@@ -196,7 +196,7 @@ def alignment(both: Both, start: initial.Initial) -> dict[str, Any]:
         for place in one.places:
             counts["one_to_one"] += place.whole and len(place.said) == 1
             counts["joined"] += place.whole and len(place.said) > 1
-            counts["apart"] += common.cell_U[place.said[0]] != common.cell_V[place.own]
+            counts["apart"] += int(common.cell_U[place.said[0]] != common.cell_V[place.own])
     return dict(counts)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,3 +113,16 @@ def test_a_student_that_says_the_same_text_has_no_divergence_over_cells() -> Non
     assert common.cells == tiny.TOKENS - 1  # its two control tokens are one
     assert common.alone_V[[token for token, raw in side.bytes_of.items() if raw]].all()
     assert torch.equal(torch.from_numpy(common.cell_U), torch.from_numpy(common.cell_V))
+
+
+def test_the_benchmark_counts_how_the_texts_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
+    made = vocabulary()
+    counts = importlib.import_module("other_tokens").alignment(
+        pair(made), SimpleNamespace(vocabulary=made)
+    )
+    assert json.loads(json.dumps(counts)) == counts
+    assert counts["joined"] > 0
+    assert counts["one_to_one"] + counts["joined"] < counts["shared_places"]
+    assert counts["shared_places"] < counts["student_tokens"]
+    assert counts["student_tokens"] < counts["teacher_tokens"]
