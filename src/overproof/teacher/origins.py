@@ -11,7 +11,7 @@ from overproof.core.artifact import Input, Resource
 from overproof.core.contract import BASE, TEACHER
 from overproof.core.errors import UsageError
 from overproof.core.recipe import Recipe
-from overproof.teacher import local
+from overproof.teacher import files, local
 from overproof.teacher.remote import stage as remote
 from overproof.teacher.routing import role
 from overproof.teacher.tokens import other_tokens
@@ -137,19 +137,19 @@ def find(recipe: Recipe) -> Origins:
     """Identify them, without loading or asking any.
 
     Raises:
-        what `local.identify` raises.
+        what `files.identify` raises.
     """
     name, base = recipe.teacher.model, recipe.student.base
     if recipe.teacher.endpoint is not None:
         teacher = Origin(name, None, remote.identify(recipe))
     else:
-        teacher = Origin(name, *local.identify(name))
+        teacher = Origin(name, *files.identify(name))
     others = tuple(
-        Origin(other.model, *local.identify(other.model)) for other in recipe.teacher.others
+        Origin(other.model, *files.identify(other.model)) for other in recipe.teacher.others
     )
     if base is None:
         return Origins(teacher, None, others)
-    place, resource = local.identify(base)
+    place, resource = files.identify(base)
     if resource.sha256 == teacher.resource.sha256:  # the same model under another name or path
         return Origins(teacher, None, others)
     origin = Origin(base, place, replace(resource, kind=BASE))

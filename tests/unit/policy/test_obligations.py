@@ -26,7 +26,7 @@ from overproof.policy.obligations import (
     unmet,
 )
 from overproof.policy.rows import Obligation, load_rows
-from overproof.teacher.local import identify
+from overproof.teacher.files import identify
 from overproof.teacher.origins import find
 
 TODAY = date(2026, 11, 24)

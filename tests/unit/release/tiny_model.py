@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from overproof.core import artifact
 from overproof.core.artifact import Artifact, Work
 from overproof.student.vocabulary import trim
-from overproof.teacher.local import identify
+from overproof.teacher.files import identify
 
 TEACHER = "builtin:smollm2-135m-instruct"
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

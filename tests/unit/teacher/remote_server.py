@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from overproof.teacher import local
+from overproof.teacher import files
 
 MODEL = "smollm2-135m-instruct"
 BUILTIN = f"builtin:{MODEL}"
@@ -42,7 +42,7 @@ PATIENCE_SECONDS = 60
 @contextmanager
 def serving(model: str = MODEL) -> Iterator[str]:
     """A running server's address; it ends with the block, or with this process."""
-    file, _ = local.identify(BUILTIN)
+    file, _ = files.identify(BUILTIN)
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(file), model],
         stdin=subprocess.PIPE,

@@ -17,7 +17,8 @@ from transformers import GenerationConfig
 from overproof.core import device
 from overproof.core.errors import OverproofError, StageError, TrustError, UsageError
 from overproof.teacher import local, tokens
-from overproof.teacher.local import Builtin, config_of, hub_name, identify, load
+from overproof.teacher.files import BUILTINS, Builtin, hub_name, identify
+from overproof.teacher.local import config_of, load
 from overproof.teacher.tokens import byte_level
 
 BUILTIN = "builtin:smollm2-135m-instruct"
@@ -307,7 +308,7 @@ def test_a_built_in_that_was_changed_is_refused(
     (package / "__init__.py").touch()
     (package / "weights.gguf").write_bytes(b"other bytes")
     made = Builtin("some_teacher", "some-teacher==1.0", "weights.gguf", "0" * 64, "some/one")
-    monkeypatch.setitem(local.BUILTINS, "some", made)
+    monkeypatch.setitem(BUILTINS, "some", made)
     with pytest.raises(StageError, match="not installed") as absent:
         identify("builtin:some")
     assert "pip install --no-deps some-teacher==1.0" in absent.value.render()
