@@ -106,11 +106,11 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: E
         corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
         own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store, by.train)
         origins = Origins(Origin(recipe.teacher.model, own.path, own))
+    decision, plan, terms = ask_terms(recipe, origins, store)  # before any model is opened
     here, told_by, base = origins.here.input, origins.tokens_of, _base(origins)
     load = Loader(functools.partial(_load, recipe, origins, base))
     speak = Loader(lambda _: origins.speaker.load()) if origins.apart else load
     voice = origins.speaker.input
-    decision, plan, terms = ask_terms(recipe, origins, store)
 
     draw = remote.sample if origins.remote else functools.partial(answers.sample, pool=by.pool)
     samples = draw(load, train, heldout, told_by, terms, recipe, store)

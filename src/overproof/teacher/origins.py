@@ -57,13 +57,19 @@ class Origins:
         base: what the student is cut from, where that is not the teacher. A teacher behind an
             endpoint has no weights: there always is one then.
         others: more teachers.
-        apart: whether the base has other tokens than a teacher that is here.
     """
 
     teacher: Origin
     base: Origin | None = None
     others: tuple[Origin, ...] = ()
-    apart: bool = False
+
+    @functools.cached_property
+    def apart(self) -> bool:
+        """Whether the base has other tokens than a teacher that is here; reads both tokenizers."""
+        if self.base is None or self.teacher.place is None or self.base.place is None:
+            return False
+        each = ((self.teacher.name, self.teacher.place), (self.base.name, self.base.place))
+        return bool(other_tokens(*(local.tokenizer_state(*one) for one in each)))
 
     @property
     def teachers(self) -> tuple[Origin, ...]:
@@ -153,12 +159,4 @@ def find(recipe: Recipe) -> Origins:
     if resource.sha256 == teacher.resource.sha256:  # the same model under another name or path
         return Origins(teacher, None, others)
     origin = Origin(base, place, replace(resource, kind=BASE))
-    return Origins(teacher, origin, others, apart=_apart(teacher, origin))
-
-
-def _apart(teacher: Origin, base: Origin) -> bool:
-    """Whether the teacher's tokens are not the base's too, under the same ids."""
-    if teacher.place is None or base.place is None:
-        return False
-    states = [local.tokenizer_state(one.name, one.place) for one in (teacher, base) if one.place]
-    return bool(other_tokens(*states))
+    return Origins(teacher, origin, others)
