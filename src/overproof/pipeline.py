@@ -13,23 +13,24 @@ from overproof.core.artifact import Artifact, Json, Work, build
 from overproof.core.artifact import describe as files_of
 from overproof.core.console import note
 from overproof.core.disk import disk_errors, exclusive, replace_folder
-from overproof.core.methods import Scratch, Text
+from overproof.core.methods import Text
 from overproof.core.recipe import Recipe
 from overproof.core.section import Section
 
 device.prepare()
 
 from overproof import outlook  # noqa: E402
-from overproof.data import certify, dataset  # noqa: E402
+from overproof.data import dataset  # noqa: E402
 from overproof.engines import Engines, engines  # noqa: E402
-from overproof.policy import gate, licences, obligations  # noqa: E402
-from overproof.release import assemble, collect, quality, targets  # noqa: E402
+from overproof.policy import gate, obligations  # noqa: E402
+from overproof.release import assemble, collect, quality  # noqa: E402
 from overproof.release.export import export  # noqa: E402
 from overproof.release.facts import Proof  # noqa: E402
 from overproof.release.parts import Parts  # noqa: E402
-from overproof.student import arms, initial, retokenise, scratch  # noqa: E402
-from overproof.teacher import answers, local, signals  # noqa: E402
-from overproof.teacher.origins import Loader, Origin, Origins, find  # noqa: E402
+from overproof.sources import Models, Sources  # noqa: E402
+from overproof.student import arms, initial  # noqa: E402
+from overproof.teacher import answers, signals  # noqa: E402
+from overproof.teacher.origins import Origins  # noqa: E402
 from overproof.teacher.remote import stage as remote  # noqa: E402
 from overproof.trust import attest, keys, verify  # noqa: E402
 
@@ -96,43 +97,32 @@ def run(config: Config) -> Result:
 def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: Engines) -> Path:
     """The whole way. Each line is a stage; each stage is kept if it is finished already."""
     store = out / STAGES
-    if recipe.teacher.scratch is None:
-        origins = find(recipe)
-
-    heldout = _certify(recipe, recipe.data.heldout, path, store, "heldout", None)
-    train = _certify(recipe, recipe.data.train, path, store, "train", heldout)
-    own = corpus = None
-    if recipe.teacher.scratch is not None:
-        corpus = _corpus(recipe, recipe.teacher.scratch, path, store, heldout, train)
-        own = scratch.teacher(corpus, recipe.teacher.scratch, recipe.seed, path, store, by.train)
-        origins = Origins(Origin(recipe.teacher.model, own.path, own))
+    sources = Sources.of(recipe, path, store, by)
+    train, heldout, origins = sources.train, sources.heldout, sources.origins
     decision, plan, terms = ask_terms(recipe, origins, store)  # before any model is opened
-    here, told_by, base = origins.here.input, origins.tokens_of, _base(origins)
-    load = Loader(functools.partial(_load, recipe, origins, base))
-    speak = Loader(lambda _: origins.speaker.load()) if origins.apart else load
-    voice = origins.speaker.input
+    models = Models.of(recipe, origins)
+    load, here = models.load, models.here
 
     draw = remote.sample if origins.remote else functools.partial(answers.sample, pool=by.pool)
-    samples = draw(load, train, heldout, told_by, terms, recipe, store)
+    samples = draw(load, train, heldout, models.told_by, terms, recipe, store)
     text = isinstance(recipe.signals, Text)  # of which nothing is kept
     cached = None if text else signals.cache(load, samples, recipe, origins.taught_by, store)
-    told = foreign = None
-    if origins.apart:
-        records, models = {"train": train, "heldout": heldout}, {"teacher": here, "base": voice}
-        told = retokenise.retokenise(load, speak, samples, cached, records, models, recipe, store)
-        foreign = quality.Foreign(speak, voice, told)
-        base = None  # from here on it stands where the teacher stood
+    told, foreign = None, None
+    if origins.apart:  # the student has other tokens
+        told = models.retold(samples, cached, train, heldout, recipe, store)
+        foreign = quality.Foreign(models.speak, models.voice, told)
     said, known = told or samples, None if told else cached
-    start = initial.initial(speak, said, known, recipe, voice, store, base)
-    load.clear()  # training has its signals, unless it is on-policy: memory for the workers
-    speak.clear()
+    start = initial.initial(
+        models.speak, said, known, recipe, models.voice, store, None if told else models.base
+    )
+    models.clear()  # training has its signals, unless it is on-policy: memory for the workers
     students = arms.students(load, start, samples, cached, recipe, here, store, by.train, told)
-    load.clear()
+    models.clear()
     student = students[0]  # not the best of them: that would be chosen on the held-out prompts
     controls = arms.controls(start, said, cached, student, recipe, store, by.train)
 
     evaluations = quality.evaluations(
-        load, samples, start, students, controls, recipe, told_by, store, foreign
+        load, samples, start, students, controls, recipe, models.told_by, store, foreign
     )
     texts = quality.heldout_texts(said, start)
     builds = speed = None
@@ -141,75 +131,12 @@ def distil(recipe: Recipe, path: Path, out: Path, signer: keys.PrivateKey, by: E
         speed = quality.speed(load, builds, here, store)
 
     parts = Parts(
-        heldout=heldout, train=train, corpus=None if corpus is train else corpus, teacher=own,
+        heldout=heldout, train=train, corpus=sources.corpus, teacher=sources.teacher,
         terms=terms, samples=samples, signals=cached, retokenised=told, initial=start,
         students=students, controls=controls, evaluations=evaluations, export=builds, speed=speed,
     )  # fmt: skip
     with disk_errors(out):
         return publish(parts, recipe, path, decision, plan, origins, out, signer)
-
-
-def _corpus(
-    recipe: Recipe, config: Scratch, path: Path, store: Path, heldout: Artifact, train: Artifact
-) -> Artifact:
-    """The records that a teacher of one's own is trained on; what cannot end well is refused."""
-    sketch = scratch.sketch(config, recipe.teacher.model, path)
-    demand(sketch, sketch, recipe)
-    if config.data == recipe.data.train:
-        return train
-    return _certify(recipe, config.data, path, store, "corpus", heldout)
-
-
-def _load(recipe: Recipe, origins: Origins, base: initial.Base | None, which: int) -> local.Teacher:
-    """A teacher, or the base in whose tokens it answers; what cannot end well is refused."""
-    if which:
-        return origins.teachers[which].load()
-    loaded = origins.here.load()
-    other = base.load() if base else loaded
-    demand(loaded, other, recipe)
-    if origins.apart:
-        retokenise.demand(other, recipe)
-    return loaded
-
-
-def demand(teacher: local.Teacher, base: local.Teacher, recipe: Recipe) -> None:
-    """Refuse a student or a build that cannot be made of these.
-
-    Args:
-        base: what the student is cut from: the teacher itself, or another model.
-
-    Raises:
-        UsageError: the recipe asks for too much, or for no build whose speed can be measured.
-        StageError: the architecture or tokenizer has no place in a student or an engine.
-    """
-    arms.demand(teacher, base, recipe)
-    quality.demand_speed_target(recipe.export)
-    for one in {id(teacher): teacher, id(base): base}.values():
-        for target in recipe.export.targets:
-            targets.find(target).demand(
-                type(one.model).__name__, one.model.config, one.tokenizer_state
-            )
-
-
-def _base(origins: Origins) -> initial.Base | None:
-    """What the student is cut from, where `_load` loads another model; loaded when needed.
-
-    With other tokens than the teacher's it must converse: its own template is the student's.
-    """
-    one = origins.other
-    if one is None:
-        return None
-    load = one.load if origins.apart else functools.partial(local.load_base, one.name)
-    return initial.Base(one.resource, load)
-
-
-def _certify(
-    recipe: Recipe, source: str, path: Path, store: Path, name: str, exclude: Artifact | None
-) -> Artifact:
-    file = recipes.find_data(source, path)
-    certified = certify.certify(file, recipe.data, store=store, name=name, exclude=exclude)
-    licences.demand(dataset.certificate(certified)["licences"], source)
-    return certified
 
 
 def ask_terms(

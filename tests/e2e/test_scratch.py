@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from overproof import pipeline
+from overproof import pipeline, sources
 from overproof.core import config as recipes
 from overproof.core import device
 from overproof.core.errors import StageError
@@ -153,5 +153,5 @@ def test_a_build_that_no_engine_runs_is_refused_before_the_teacher_is_trained() 
     assert recipe.teacher.scratch
     sketch = scratch.sketch(recipe.teacher.scratch, recipe.teacher.model, name)
     with pytest.raises(StageError, match="cannot be exported to GGUF") as caught:
-        pipeline.demand(sketch, sketch, recipe)
+        sources.demand(sketch, sketch, recipe)
     assert "export.targets: []" in caught.value.render()

@@ -25,6 +25,7 @@ TOP = {
     "cli",
     "outcome",
     "pipeline",
+    "sources",
     "engines",
     "outlook",
     "pace",
