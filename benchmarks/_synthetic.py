@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from overproof.core.artifact import Artifact, Json, Work
 from overproof.student.arrays import array_file
 from overproof.teacher.answers import CHECKS, MADE_OF, PREFIX, TEXTS
 from overproof.teacher.cache import SHARD_EXAMPLES, describe, shard_file, write_shard
+from overproof.teacher.example import Example
 from overproof.teacher.kept import Sampled
 from overproof.teacher.kept.sampled import SampledSignals
 from overproof.teacher.prompts import HELDOUT, TRAIN
+from overproof.teacher.texts import write_examples
 
 SUPPORT = Path(__file__).parents[1] / "datasets/support/train.jsonl"
 HEAD = 20  # tokens of the shared prefix
@@ -45,12 +48,14 @@ def samples(store: Path, count: int) -> Artifact:
 
     def make(work: Work) -> Json:
         draw = np.random.default_rng(count)
-        with (work.folder / TRAIN).open("w", encoding="utf-8") as out:
+
+        def rows() -> Iterator[Example]:
             for number in range(count):
-                tokens = draw.integers(VOCABULARY, size=PROMPT[1] + ANSWER).tolist()
+                tokens = tuple(draw.integers(VOCABULARY, size=PROMPT[1] + ANSWER).tolist())
                 prompt, answer = tokens[: draw.integers(*PROMPT)], tokens[-ANSWER:]
-                row = {"key": f"{number:064x}", "teacher": 0, "prompt": prompt, "answer": answer}
-                out.write(json.dumps(row) + "\n")
+                yield Example(f"{number:064x}", prompt, answer)
+
+        write_examples(work.folder / TRAIN, rows())
         prefix = list(range(HEAD))
         small = {
             PREFIX: {"teacher": prefix, "student": prefix},

@@ -42,6 +42,7 @@ from overproof.teacher.kept import Spread
 from overproof.teacher.local import Teacher
 from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
 from overproof.teacher.signals import answer_rows
+from overproof.teacher.texts import write_examples
 from overproof.teacher.tokens import byte_level
 
 TOKENIZER, SIDES, ASKED = "teacher-tokenizer.json", "sides.json", "asked.json"
@@ -211,10 +212,7 @@ def _write(
 ) -> None:
     """The files of a stage `samples`, so that it is read as one."""
     for name, split in written.items():
-        with (folder / name).open("w", encoding="utf-8") as stream:
-            for one in split:
-                row = {"key": one.key, "prompt": one.prompt, "answer": one.answer}
-                stream.write(json.dumps(row) + "\n")
+        write_examples(folder / name, split)
     prefixes = {"teacher": asked.prefix, "student": asked.prefix}
     (folder / PREFIX).write_text(json.dumps(prefixes), encoding="utf-8")
     (folder / ASKED).write_text(json.dumps(asked.prompts), encoding="utf-8")

@@ -32,7 +32,7 @@ from overproof.teacher.prompts import HELDOUT, TRAIN, Asked, ask
 from overproof.teacher.request import Drawing, Request, Said
 from overproof.teacher.routing import Load, demand_alike
 from overproof.teacher.sample import Pool, draw_all, here
-from overproof.teacher.texts import Examples
+from overproof.teacher.texts import Examples, write_examples
 from overproof.teacher.verified import right, shortest
 
 UNCHECKED = "unchecked.jsonl"
@@ -206,16 +206,7 @@ def _unique(requests: Sequence[Request], journal: Drawn) -> list[Said]:
 
 def _write(path: Path, said: Sequence[Said]) -> int:
     """Write the answers of one split; returns their tokens."""
-    with path.open("w", encoding="utf-8") as stream:
-        for request, tokens in said:
-            row = {
-                "key": request.record,
-                "teacher": request.teacher,
-                "prompt": request.ids,
-                "answer": tokens,
-            }
-            stream.write(json.dumps(row) + "\n")
-    return sum(len(tokens) for _, tokens in said)
+    return write_examples(path, (one.example for one in said))
 
 
 def write_signals(

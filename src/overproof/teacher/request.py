@@ -107,7 +107,12 @@ class Said(NamedTuple):
     request: Request
     tokens: list[int]
 
+    @property
+    def example(self) -> Example:
+        """It as a conversation."""
+        asked = self.request
+        return Example(asked.record, asked.ids, tuple(self.tokens), asked.teacher)
+
     def positions(self, kept: Kept) -> int:
         """How many have signals."""
-        example = Example(self.request.record, self.request.ids, tuple(self.tokens))
-        return len(example.targets(prompt=kept.prompts))
+        return len(self.example.targets(prompt=kept.prompts))

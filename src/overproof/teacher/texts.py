@@ -6,7 +6,7 @@ A million answers as Python numbers fill the memory of a small machine; their fi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -63,6 +63,22 @@ class Examples(Sequence[Example]):
     def __reduce__(self) -> Any:
         """For another process: the file, not its bytes."""
         return Examples, (self._path, np.array(self._ends))
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> int:
+    """Write examples as `Examples` reads them; returns the tokens of their answers."""
+    count = 0
+    with path.open("w", encoding="utf-8") as stream:
+        for one in examples:
+            row = {
+                "key": one.key,
+                "teacher": one.teacher,
+                "prompt": one.prompt,
+                "answer": one.answer,
+            }
+            stream.write(json.dumps(row) + "\n")
+            count += len(one.answer)
+    return count
 
 
 def example_of(row: dict[str, Any]) -> Example:

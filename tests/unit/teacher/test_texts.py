@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from overproof.teacher import texts
 from overproof.teacher.example import Example
-from overproof.teacher.texts import Examples
+from overproof.teacher.texts import Examples, write_examples
 
 WHOLE = [
     Example(f"key-{number}", (number,), tuple(range(number)), number % 2) for number in range(9)
@@ -18,11 +17,7 @@ WHOLE = [
 
 
 def written(path: Path, examples: list[Example] = WHOLE) -> Path:
-    rows = [
-        {"key": one.key, "teacher": one.teacher, "prompt": one.prompt, "answer": one.answer}
-        for one in examples
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert write_examples(path, examples) == sum(len(one.answer) for one in examples)
     return path
 
 

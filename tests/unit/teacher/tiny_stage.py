@@ -13,6 +13,7 @@ from overproof.core.recipe import Recipe
 from overproof.teacher.answers import made_of
 from overproof.teacher.cache import describe, shard_file, write_shard
 from overproof.teacher.kept import Signals, TopK
+from overproof.teacher.texts import write_examples
 
 HEAD = (1, 7, 8)
 STUDENT_HEAD = 2  # tokens: the student is shown less
@@ -25,12 +26,7 @@ def samples(store: Path, asked: Recipe, kept: Signals | None, count: int = 10) -
     """A finished stage `samples` with or without signals."""
 
     def make(work: Work) -> Json:
-        rows = [
-            {"key": one.key, "teacher": 0, "prompt": one.prompt, "answer": one.answer}
-            for one in tiny.examples(count)
-        ]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (work.folder / "train.jsonl").write_text(lines)
+        write_examples(work.folder / "train.jsonl", tiny.examples(count))
         (work.folder / "heldout.jsonl").write_text("")
         prefixes = {"teacher": HEAD, "student": HEAD[:STUDENT_HEAD]}
         (work.folder / "prefix.json").write_text(json.dumps(prefixes))
