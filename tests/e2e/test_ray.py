@@ -114,10 +114,10 @@ def sampled(folder: Path, by: Pool) -> Artifact:
     teacher = tiny.teacher()
     terms = build(folder / "stages", "terms", inputs={}, config={}, make=lambda _: {})
     return answers.sample(
-        lambda: teacher,
+        tiny.loads(teacher),
         certified(folder, "train", None),
         certified(folder, "heldout", None),
-        teacher.resource,
+        {"teacher": teacher.resource},
         terms,
         recipe(),
         folder / "stages",
@@ -143,9 +143,10 @@ def trained(folder: Path, by: Trainer) -> Artifact:
     """The stage `student`."""
     teacher, asked = tiny.teacher(), recipe(length=48)
     made = samples_of(folder, asked, None, 60)
-    kept = signals.cache(lambda: teacher, made, asked, teacher.resource, folder)
-    start = initial(lambda: teacher, made, kept, asked, teacher.resource, folder)
-    return arms.student(lambda: teacher, start, made, kept, asked, teacher.resource, folder, by)
+    load, resource = tiny.loads(teacher), teacher.resource
+    kept = signals.cache(load, made, asked, {"teacher": resource}, folder)
+    start = initial(load, made, kept, asked, resource, folder)
+    return arms.students(load, start, made, kept, asked, resource, folder, by)[0]
 
 
 def alone(told: elsewhere.Task, *_: object) -> None:
