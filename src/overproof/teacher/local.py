@@ -25,6 +25,7 @@ from overproof.core.errors import StageError  # noqa: E402
 from overproof.core.sections import Shot  # noqa: E402
 from overproof.teacher.files import identify  # noqa: E402
 from overproof.teacher.forward import fast_dtype, halved  # noqa: E402
+from overproof.teacher.gguf_once import read_once  # noqa: E402
 from overproof.teacher.tokens import byte_level, token_ids  # noqa: E402
 
 transformers.logging.set_verbosity_error()
@@ -283,9 +284,10 @@ def _unreadable(name: str, path: Path, error: Exception) -> StageError:
 
 def _load_gguf(path: Path) -> tuple[Any, Any]:
     """Load a GGUF file; the weights are copied into a fresh model, which can be saved."""
-    loaded = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
+    folder, name = path.parent, path.name
+    with read_once():
+        loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -293,7 +295,7 @@ def _load_gguf(path: Path) -> tuple[Any, Any]:
     fresh.load_state_dict(loaded.state_dict())
     fresh.tie_weights()
     fresh.generation_config = loaded.generation_config
-    return fresh, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return fresh, tokenizer
 
 
 def _size(path: Path) -> int:
