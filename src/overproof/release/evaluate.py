@@ -25,15 +25,14 @@ from torch import Tensor  # noqa: E402
 
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.sections import EvaluateConfig  # noqa: E402
-from overproof.core.workers import spread  # noqa: E402
+from overproof.release.groups import in_groups  # noqa: E402
 from overproof.release.tally import TEACHER, Tally, summary  # noqa: E402
 from overproof.student.examples import NO_TARGET, StudentExample, respell  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import laid, layers_dtype, logits_at, mixed, share  # noqa: E402
+from overproof.teacher.forward import laid, layers_dtype, logits_at, mixed  # noqa: E402
 from overproof.teacher.signals import target_logits  # noqa: E402
 
-GROUP = 8  # examples scored together: bounds the memory of the teacher's full distributions
 PRODUCTS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 SEQUENCES = 8  # packed sequences that go through a model together
 Json = dict[str, Any]
@@ -98,7 +97,8 @@ def evaluate(
         measured = Measured(
             teacher, tuple(prefix), tuple(student_prefix), vocabulary, models, length
         )
-        each.append(_tallies(measured, examples, meter))
+        shared = (teacher, *models.values())
+        each.append(in_groups(measure, measured, examples, shared, meter))
     # 2.
     whole = {name: Tally() for name in (TEACHER, *models)}
     for part in each:
@@ -108,46 +108,6 @@ def evaluate(
     if len(each) > 1:
         result["teachers"] = [summary(part, config, seed) for part in each]
     return result
-
-
-def _tallies(measured: Measured, examples: Sequence[Example], meter: Meter) -> dict[str, Tally]:
-    """The sums of one teacher's examples for it and for each model.
-
-    1. Groups of examples go to one process a core.
-    2. Each group gives sums an example; they are put together in the examples' order, so the
-       number of processes does not show in the result.
-    """
-    # 1.
-    groups = [(start, examples[start : start + GROUP]) for start in range(0, len(examples), GROUP)]
-    workers = min(device.cores(), len(groups))
-    for model in (measured.teacher, *measured.models.values()):
-        share(model)
-    parts: dict[int, dict[str, Tally]] = {}
-    for start, tallies in spread(
-        _work,
-        [(measured, groups[rank::workers]) for rank in range(workers)],
-        len(groups),
-        name="an evaluation worker",
-        hint="free memory, and run the same command again",
-    ):
-        parts[start] = tallies
-        meter.advance(len(tallies[TEACHER].tokens))
-    # 2.
-    whole = {name: Tally() for name in (TEACHER, *measured.models)}
-    for start in sorted(parts):
-        for name, tally in parts[start].items():
-            whole[name].extend(tally)
-    return whole
-
-
-def _work(
-    measured: Measured, groups: Sequence[tuple[int, Sequence[Example]]], results: Any
-) -> None:
-    """A worker: one thread, its share of the groups."""
-    torch.set_num_threads(1)
-    for start, group in groups:
-        tallies = measure(measured, group)
-        results.put((start, tallies))
 
 
 def measure(measured: Measured, group: Sequence[Example]) -> dict[str, Tally]:

@@ -30,21 +30,19 @@ from torch import Tensor  # noqa: E402
 from overproof.core.artifact import Json  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.sections import EvaluateConfig  # noqa: E402
-from overproof.core.workers import spread  # noqa: E402
-from overproof.release.evaluate import GROUP, PRODUCTS, read_teacher, scores  # noqa: E402
+from overproof.release.evaluate import PRODUCTS, read_teacher, scores  # noqa: E402
+from overproof.release.groups import in_groups  # noqa: E402
 from overproof.release.tally import (  # noqa: E402
-    BY_POSITION,
-    DIFFERENCES,
-    STUDENT,
     TEACHER,
     Estimate,
+    compared,
 )
 from overproof.student.across import Aligned, Place, align  # noqa: E402
 from overproof.student.common import Common  # noqa: E402
 from overproof.student.retokenise import Both  # noqa: E402
 from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import layers_dtype, mixed, share  # noqa: E402
+from overproof.teacher.forward import layers_dtype, mixed  # noqa: E402
 
 CROSS, KL, AGREEMENT = "nats_per_byte", "common_kl_nats_per_place", "common_top1_agreement"
 Floats = NDArray[np.float64]
@@ -115,32 +113,8 @@ def evaluate_foreign(
     common = Common.of(both.teacher, both.student)
     measured = Measured(teacher, both, common, vocabulary, models, length)
     pairs = list(map(Pair, both.heard.heldout, both.told.heldout))
-    groups = [(start, pairs[start : start + GROUP]) for start in range(0, len(pairs), GROUP)]
-    workers = min(device.cores(), len(groups))
-    for model in (teacher, *models.values()):
-        share(model)
-    parts: dict[int, dict[str, Sums]] = {}
-    for start, found in spread(
-        _work,
-        [(measured, groups[rank::workers]) for rank in range(workers)],
-        len(groups),
-        name="an evaluation worker",
-        hint="free memory, and run the same command again",
-    ):
-        parts[start] = found
-        meter.advance(len(found[TEACHER].nll))
-    whole = {name: Sums() for name in (TEACHER, *models)}
-    for start in sorted(parts):
-        for name, sums in parts[start].items():
-            whole[name].extend(sums)
+    whole = in_groups(measure, measured, pairs, (teacher, *models.values()), meter)
     return summary(whole, config, seed) | {"products": PRODUCTS[layers_dtype(teacher)]}
-
-
-def _work(measured: Measured, groups: Sequence[tuple[int, Sequence[Pair]]], results: Any) -> None:
-    """A worker: one thread, its share of the groups."""
-    torch.set_num_threads(1)
-    for start, group in groups:
-        results.put((start, measure(measured, group)))
 
 
 def measure(measured: Measured, group: Sequence[Pair]) -> dict[str, Sums]:
@@ -221,21 +195,7 @@ def summary(whole: Mapping[str, Sums], config: EvaluateConfig, seed: int) -> Jso
     """What was measured of each model, and of the student against each other one, paired."""
     count = len(whole[TEACHER].nll)
     draws = np.random.default_rng(seed).integers(0, count, (config.bootstrap, count))
-    found = {name: _estimates(sums, draws) for name, sums in whole.items()}
-    result: Json = {
-        name: {key: one.interval(config.confidence) for key, one in estimates.items()}
-        | {BY_POSITION: []}
-        for name, estimates in found.items()
-    }
-    result[DIFFERENCES] = {
-        name: {
-            key: found[STUDENT][key].less(one).interval(config.confidence)
-            for key, one in estimates.items()
-        }
-        for name, estimates in found.items()
-        if STUDENT in found and name not in (TEACHER, STUDENT)
-    }
-    return result
+    return compared({name: _estimates(sums, draws) for name, sums in whole.items()}, config)
 
 
 def _estimates(sums: Sums, draws: NDArray[np.int64]) -> dict[str, Estimate]:

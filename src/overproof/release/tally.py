@@ -114,9 +114,23 @@ def summary(tallies: Mapping[str, Tally], config: EvaluateConfig, seed: int) -> 
     count = len(tallies[TEACHER].tokens)
     draws = np.random.default_rng(seed).integers(0, count, (config.bootstrap, count))
     found = {name: _estimates(tally, draws) for name, tally in tallies.items()}
+    return compared(found, config, {name: by_position(one.hits) for name, one in tallies.items()})
+
+
+def compared(
+    found: Mapping[str, Mapping[str, Estimate]],
+    config: EvaluateConfig,
+    positions: Mapping[str, list[list[float]]] | None = None,
+) -> Json:
+    """Estimates of each model as values with intervals, and the student's lead over each other.
+
+    Args:
+        positions: agreement along the answers of each model; None: it is not known.
+    """
+    along = positions or {}
     result: Json = {
         name: {key: one.interval(config.confidence) for key, one in estimates.items()}
-        | {BY_POSITION: by_position(tallies[name].hits)}
+        | {BY_POSITION: along.get(name, [])}
         for name, estimates in found.items()
     }
     result[DIFFERENCES] = {

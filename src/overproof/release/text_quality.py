@@ -31,14 +31,13 @@ from overproof.core.artifact import Artifact, Json  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.core.sections import EvaluateConfig  # noqa: E402
-from overproof.core.workers import spread  # noqa: E402
-from overproof.release.evaluate import GROUP, PRODUCTS, scores, targets  # noqa: E402
+from overproof.release.evaluate import PRODUCTS, scores, targets  # noqa: E402
+from overproof.release.groups import in_groups  # noqa: E402
 from overproof.release.tally import (  # noqa: E402
-    BY_POSITION,
-    DIFFERENCES,
     STUDENT,
     Estimate,
     by_position,
+    compared,
 )
 from overproof.student.examples import StudentExample, respell  # noqa: E402
 from overproof.student.losses import Sparse, divergence_of  # noqa: E402
@@ -47,7 +46,7 @@ from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.answers import Answers, made_of  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
-from overproof.teacher.forward import layers_dtype, share  # noqa: E402
+from overproof.teacher.forward import layers_dtype  # noqa: E402
 from overproof.teacher.kept import Spread  # noqa: E402
 from overproof.teacher.kept.top_k import TopSignals  # noqa: E402
 from overproof.teacher.local import Teacher  # noqa: E402
@@ -152,32 +151,8 @@ def evaluate_text(
         StageError: a worker died.
     """
     measured = Measured(tuple(prefix), vocabulary, models, length)
-    groups = [(start, said[start : start + GROUP]) for start in range(0, len(said), GROUP)]
-    workers = min(device.cores(), len(groups))
-    for model in models.values():
-        share(model)
-    parts: dict[int, dict[str, Sums]] = {}
-    for start, found in spread(
-        _work,
-        [(measured, groups[rank::workers]) for rank in range(workers)],
-        len(groups),
-        name="an evaluation worker",
-        hint="free memory, and run the same command again",
-    ):
-        parts[start] = found
-        meter.advance(len(found[STUDENT].nll))
-    whole = {name: Sums() for name in models}
-    for start in sorted(parts):
-        for name, sums in parts[start].items():
-            whole[name].extend(sums)
+    whole = in_groups(measure, measured, said, models.values(), meter)
     return summary(whole, config, seed) | {"products": PRODUCTS[layers_dtype(models[STUDENT])]}
-
-
-def _work(measured: Measured, groups: Sequence[tuple[int, Sequence[Said]]], results: Any) -> None:
-    """A worker: one thread, its share of the groups."""
-    torch.set_num_threads(1)
-    for start, group in groups:
-        results.put((start, measure(measured, group)))
 
 
 def measure(measured: Measured, group: Sequence[Said]) -> dict[str, Sums]:
@@ -233,20 +208,8 @@ def summary(whole: Mapping[str, Sums], config: EvaluateConfig, seed: int) -> Jso
     count = len(whole[STUDENT].nll)
     draws = np.random.default_rng(seed).integers(0, count, (config.bootstrap, count))
     found = {name: _estimates(sums, draws) for name, sums in whole.items()}
-    result: Json = {
-        name: {key: one.interval(config.confidence) for key, one in estimates.items()}
-        | {BY_POSITION: by_position(whole[name].hits)}
-        for name, estimates in found.items()
-    }
-    result[DIFFERENCES] = {
-        name: {
-            key: found[STUDENT][key].less(one).interval(config.confidence)
-            for key, one in estimates.items()
-        }
-        for name, estimates in found.items()
-        if name != STUDENT
-    }
-    return result
+    hits = {name: by_position(sums.hits) for name, sums in whole.items()}
+    return compared(found, config, hits)
 
 
 def _estimates(sums: Sums, draws: NDArray[np.int64]) -> dict[str, Estimate]:
