@@ -29,12 +29,7 @@ device.prepare()
 
 import torch  # noqa: E402
 from tokenizers import (  # noqa: E402
-    AddedToken,
     Tokenizer,
-    decoders,
-    models,
-    pre_tokenizers,
-    trainers,
 )
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
@@ -54,6 +49,7 @@ from overproof.student.align import Side  # noqa: E402
 from overproof.student.common import Common  # noqa: E402
 from overproof.student.examples import TrainSet, build_train_set  # noqa: E402
 from overproof.student.retokenise import Both, retokenise, side_of  # noqa: E402
+from overproof.student.scratch import make_tokenizer  # noqa: E402
 from overproof.student.train import train  # noqa: E402
 from overproof.teacher.answers import made_of  # noqa: E402
 from overproof.teacher.cache import SignalCache  # noqa: E402
@@ -208,7 +204,8 @@ def texts_of(run: Finished) -> list[str]:
 
 def transplant(teacher: Teacher, texts: Iterable[str], size: int, folder: Path) -> Teacher:
     """The teacher's body with a tokenizer of its own, saved and read as any base is."""
-    made = tokenizer(texts, size)
+    made = make_tokenizer(texts, size, list(CONTROL))
+    note(f"a tokenizer of {made.get_vocab_size():,} tokens")
     own, theirs = side_of_tokenizer(made), side_of(teacher)
     table = teacher.model.get_input_embeddings().weight.detach()
     rows = torch.zeros(own.rows, table.shape[1])
@@ -240,22 +237,6 @@ def transplant(teacher: Teacher, texts: Iterable[str], size: int, folder: Path) 
     read = load(str(folder))
     resource = Resource("base", "transplanted", "file:transplanted", read.resource.sha256)
     return Teacher("transplanted", resource, read.model, read.tokenizer)
-
-
-def tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
-    """A byte-level BPE of these texts, which joins digits where they do."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        show_progress=False,
-        special_tokens=[AddedToken(name, special=True) for name in CONTROL],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    made.train_from_iterator(texts, trainer)
-    note(f"a tokenizer of {made.get_vocab_size():,} tokens")
-    return made
 
 
 def side_of_tokenizer(made: Tokenizer) -> Side:

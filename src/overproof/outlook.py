@@ -107,12 +107,8 @@ def plan(recipe: Recipe, path: Path) -> Json:
             split: str(recipes.find_data(file, path))
             for split, file in (("train", recipe.data.train), ("heldout", recipe.data.heldout))
         },
-        here.kind: {
-            "name": here.name,
-            "sha256": here.sha256,
-            "parameters": big,
-        },
-        **({"others": [_named(other) for other in origins.others]} if origins.others else {}),
+        here.kind: _named(here, big),
+        **({"others": [_other(one) for one in origins.others]} if origins.others else {}),
         **({"remote": _remote(recipe, path)} if origins.remote else {}),
         "terms": {
             "verdict": str(decision.verdict),
@@ -148,13 +144,12 @@ def plan(recipe: Recipe, path: Path) -> Json:
     }
 
 
-def _named(other: Origin) -> Json:
-    parameters = _parameters(local.config_of(other.name))
-    return {
-        "name": other.resource.name,
-        "sha256": other.resource.sha256,
-        "parameters": parameters,
-    }
+def _named(one: Resource, parameters: int) -> Json:
+    return {"name": one.name, "sha256": one.sha256, "parameters": parameters}
+
+
+def _other(teacher: Origin) -> Json:
+    return _named(teacher.resource, _parameters(local.config_of(teacher.name)))
 
 
 def _remote(recipe: Recipe, path: Path) -> Json:

@@ -44,11 +44,10 @@ class Sources:
     def of(recipe: Recipe, path: Path, store: Path, by: Engines) -> Sources:
         """The certified records and the models, which are looked for before anything is done."""
         made = recipe.teacher.scratch
-        origins = None if made else find(recipe)
-        heldout = certified(recipe, recipe.data.heldout, path, store, "heldout", None)
-        train = certified(recipe, recipe.data.train, path, store, "train", heldout)
         if made is None:
-            return Sources(train, heldout, origins or find(recipe))
+            origins = find(recipe)
+            return Sources(*_splits(recipe, path, store), origins)
+        train, heldout = _splits(recipe, path, store)
         corpus = _corpus(recipe, made, path, store, heldout, train)
         own = scratch.teacher(corpus, made, recipe.seed, path, store, by.train)
         origins = Origins(Origin(recipe.teacher.model, own.path, own))
@@ -93,10 +92,8 @@ class Models:
         store: Path,
     ) -> Artifact:
         """The answers in the student's own tokens, where these are not the teacher's."""
-        records, models = (
-            {"train": train, "heldout": heldout},
-            {TEACHER: self.here, BASE: self.voice},
-        )
+        records = {"train": train, "heldout": heldout}
+        models = {TEACHER: self.here, BASE: self.voice}
         return retokenise.retokenise(
             self.load, self.speak, samples, cached, records, models, recipe, store
         )
@@ -105,6 +102,12 @@ class Models:
         """Keep none in memory."""
         self.load.clear()
         self.speak.clear()
+
+
+def _splits(recipe: Recipe, path: Path, store: Path) -> tuple[Artifact, Artifact]:
+    """Both splits, certified: `train`, which has no record of `heldout`, and that."""
+    heldout = certified(recipe, recipe.data.heldout, path, store, "heldout", None)
+    return certified(recipe, recipe.data.train, path, store, "train", heldout), heldout
 
 
 def _corpus(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_teacher as tiny
+from tiny_run import config
 from transformers import AutoTokenizer
 
 from overproof import pipeline
@@ -53,15 +54,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(device, "cores", lambda: 1)
         assert pipeline.run(config(folder)).exit_code == 0
     return folder
-
-
-def config(folder: Path, *more: str) -> pipeline.Config:
-    return pipeline.Config(
-        recipe=str(folder / "recipe.yaml"),
-        out=folder / "out",
-        key=folder / "signer.key",
-        overrides=more,
-    )
 
 
 def stage(place: Path, name: str) -> dict:

@@ -12,6 +12,7 @@ import tiny_teacher as tiny
 import torch
 from remote_server import MODEL, Fault, Proxy, recipe_text, serving
 from safetensors.torch import load_file
+from tiny_run import config
 from transformers import AutoModelForCausalLM
 
 from overproof import outlook, pipeline
@@ -89,15 +90,6 @@ def test_likeliest_tokens_and_checked_answers_of_a_service(tmp_path: Path) -> No
     assert found["teacher"]["pass_at_1"]["value"] in (0, 0.5)
     kept = json.loads((tmp_path / "out/stages/student/artifact.json").read_bytes())["inputs"]
     assert "signals" in {row["role"] for row in kept}
-
-
-def config(folder: Path, *more: str) -> pipeline.Config:
-    return pipeline.Config(
-        recipe=str(folder / "recipe.yaml"),
-        out=folder / "out",
-        key=folder / "signer.key",
-        overrides=more,
-    )
 
 
 def report(place: Path) -> dict:

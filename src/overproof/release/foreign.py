@@ -15,7 +15,7 @@ vocabulary; P shared places, C cells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from overproof.core import device
@@ -30,11 +30,11 @@ from torch import Tensor  # noqa: E402
 from overproof.core.artifact import Json  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.sections import EvaluateConfig  # noqa: E402
+from overproof.release.byte_sums import Sums, estimates  # noqa: E402
 from overproof.release.evaluate import PRODUCTS, read_teacher, scores  # noqa: E402
 from overproof.release.groups import in_groups  # noqa: E402
 from overproof.release.tally import (  # noqa: E402
     TEACHER,
-    Estimate,
     compared,
 )
 from overproof.student.across import Aligned, Place, align  # noqa: E402
@@ -44,7 +44,7 @@ from overproof.student.vocabulary import Vocabulary  # noqa: E402
 from overproof.teacher.example import Example  # noqa: E402
 from overproof.teacher.forward import layers_dtype, mixed  # noqa: E402
 
-CROSS, KL, AGREEMENT = "nats_per_byte", "common_kl_nats_per_place", "common_top1_agreement"
+KL, AGREEMENT = "common_kl_nats_per_place", "common_top1_agreement"
 Floats = NDArray[np.float64]
 
 
@@ -65,26 +65,6 @@ class Measured:
     vocabulary: Vocabulary
     models: Mapping[str, Any]
     length: int
-
-
-@dataclass
-class Sums:
-    """Sums of one model, one entry an answer.
-
-    Attributes:
-        nll, kl: nats. bytes: of the text. places: shared ones. hits: agreement at these.
-    """
-
-    nll: list[float] = field(default_factory=list)
-    bytes: list[int] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
-    hits: list[float] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-
-    def extend(self, other: Sums) -> None:
-        """Count the answers of another behind those of this one."""
-        for name, values in vars(other).items():
-            getattr(self, name).extend(values)
 
 
 def evaluate_foreign(
@@ -180,7 +160,7 @@ def _add(
     tiny = torch.finfo(q_PC.dtype).tiny
     kl_P = (torch.xlogy(p_PC, p_PC) - p_PC * q_PC.clamp_min(tiny).log()).sum(-1)
     sums.kl.append(float(kl_P.clamp_min(0.0).sum()))
-    sums.hits.append(float((p_PC.argmax(-1) == q_PC.argmax(-1)).sum()))
+    sums.hits.append((p_PC.argmax(-1) == q_PC.argmax(-1)).double().numpy())
     sums.places.append(len(places))
 
 
@@ -193,17 +173,4 @@ def _in_cells(log_p_PT: Tensor, cell_T: NDArray[np.int64], cells: int) -> Tensor
 
 def summary(whole: Mapping[str, Sums], config: EvaluateConfig, seed: int) -> Json:
     """What was measured of each model, and of the student against each other one, paired."""
-    count = len(whole[TEACHER].nll)
-    draws = np.random.default_rng(seed).integers(0, count, (config.bootstrap, count))
-    return compared({name: _estimates(sums, draws) for name, sums in whole.items()}, config)
-
-
-def _estimates(sums: Sums, draws: NDArray[np.int64]) -> dict[str, Estimate]:
-    def mean(values: Sequence[float], counts: Sequence[int]) -> Estimate:
-        return Estimate.of(np.array(values, np.float64), np.array(counts, np.float64), draws)
-
-    found = {CROSS: mean(sums.nll, sums.bytes)}
-    if sums.places and all(sums.places):  # without a place a resample could have no mean
-        found[KL] = mean(sums.kl, sums.places)
-        found[AGREEMENT] = mean(sums.hits, sums.places)
-    return found
+    return compared(estimates(whole, config, seed, KL, AGREEMENT), config)

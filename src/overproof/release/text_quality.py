@@ -15,7 +15,7 @@ of the student (first pieces and later ones).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from overproof.core import device
@@ -31,11 +31,11 @@ from overproof.core.artifact import Artifact, Json  # noqa: E402
 from overproof.core.console import Meter  # noqa: E402
 from overproof.core.recipe import Recipe  # noqa: E402
 from overproof.core.sections import EvaluateConfig  # noqa: E402
+from overproof.release.byte_sums import Sums, estimates  # noqa: E402
 from overproof.release.evaluate import PRODUCTS, scores, targets  # noqa: E402
 from overproof.release.groups import in_groups  # noqa: E402
 from overproof.release.tally import (  # noqa: E402
     STUDENT,
-    Estimate,
     by_position,
     compared,
 )
@@ -78,27 +78,6 @@ class Measured:
     vocabulary: Vocabulary
     models: Mapping[str, Any]
     length: int
-
-
-@dataclass
-class Sums:
-    """Sums of one model, one entry an answer.
-
-    Attributes:
-        nll, kl: nats. bytes: of the text. places: with a distribution.
-        hits: agreement at each of these.
-    """
-
-    nll: list[float] = field(default_factory=list)
-    bytes: list[int] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    hits: list[NDArray[np.float64]] = field(default_factory=list)
-
-    def extend(self, other: Sums) -> None:
-        """Count the answers of another behind those of this one."""
-        for name, values in vars(other).items():
-            getattr(self, name).extend(values)
 
 
 def heldout(samples: Artifact, answers: Answers, base: Teacher, recipe: Recipe) -> list[Said]:
@@ -205,20 +184,5 @@ def _divergence(log_q_NV: Tensor, likely: Spread, vocabulary: Vocabulary) -> Ten
 
 def summary(whole: Mapping[str, Sums], config: EvaluateConfig, seed: int) -> Json:
     """What was measured of each model, and of the student against each other one, paired."""
-    count = len(whole[STUDENT].nll)
-    draws = np.random.default_rng(seed).integers(0, count, (config.bootstrap, count))
-    found = {name: _estimates(sums, draws) for name, sums in whole.items()}
-    hits = {name: by_position(sums.hits) for name, sums in whole.items()}
-    return compared(found, config, hits)
-
-
-def _estimates(sums: Sums, draws: NDArray[np.int64]) -> dict[str, Estimate]:
-    def mean(values: Sequence[float], counts: Sequence[int]) -> Estimate:
-        return Estimate.of(np.array(values, np.float64), np.array(counts, np.float64), draws)
-
-    found = {"nats_per_byte": mean(sums.nll, sums.bytes)}
-    if sums.kl and all(sums.places):  # without a place a resample could have no mean
-        found["kl_nats_per_token"] = mean(sums.kl, sums.places)
-        agreement = [float(hits.sum()) for hits in sums.hits]
-        found["top1_agreement"] = mean(agreement, sums.places)
-    return found
+    found = estimates(whole, config, seed, "kl_nats_per_token", "top1_agreement")
+    return compared(found, config, {name: by_position(sums.hits) for name, sums in whole.items()})

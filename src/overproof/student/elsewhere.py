@@ -34,13 +34,13 @@ from overproof.student.examples import TrainSet  # noqa: E402
 from overproof.student.rollouts import Judge  # noqa: E402
 from overproof.student.sharded import Sharded, read_masters  # noqa: E402
 from overproof.student.step import part_of  # noqa: E402
-from overproof.student.targets import StateTargets  # noqa: E402
 from overproof.student.train import (  # noqa: E402
     PROGRESS,
     Step,
     Trained,
     Trainer,
     batches,
+    make_ready,
     read_progress,
     remove,
 )
@@ -103,11 +103,7 @@ def trainer(cluster: Cluster) -> Trainer:
         meter: Meter,
         _judge: Judge | None = None,
     ) -> Trained:
-        data = TrainSet.map(examples)
-        next(batches(data, config, seed))  # what cannot be packed is told here, see `train.train`
-        if config.hidden:
-            assert isinstance(data.targets, StateTargets)  # the recipe demands signals `exact`
-            hidden.attach(student, data.targets.states_ME.shape[1], seed)
+        make_ready(student, TrainSet.map(examples), config, seed)
         place = (folder / "sharded").absolute()
         place.mkdir(parents=True, exist_ok=True)
         (place / FAILED).unlink(missing_ok=True)

@@ -128,7 +128,8 @@ def retokenise(
         bare = recipe.model_copy(update={"teacher": alone})
         asked = ask(base, records["train"], records["heldout"], bare)
         # 2.
-        writer = Writer(side_of(teacher), side_of(base), asked)
+        sides = side_of(teacher), side_of(base)
+        writer = Writer(*sides, asked)
         splits = {TRAIN: answers.train, HELDOUT: answers.heldout}
         if "checked" in samples.facts:
             splits[UNCHECKED] = answers.unchecked
@@ -145,7 +146,7 @@ def retokenise(
         if signals is not None:
             only = answer_rows(answers.train) if recipe.signals.prompts else None
             cache = SignalCache(signals.path, made_of(samples, recipe), only)
-            np.save(work.folder / MASS, _mass(side_of(teacher), side_of(base), cache))
+            np.save(work.folder / MASS, _mass(*sides, cache))
         return facts | {key: samples.facts[key] for key in ("checked",) if key in samples.facts}
 
     config: Json = {

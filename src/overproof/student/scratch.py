@@ -14,7 +14,7 @@ Nothing balances the load of a mixture's experts: what the routers choose is wha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +132,21 @@ def texts_of(corpus: Artifact) -> Iterator[str]:
         yield "\n".join(text for _, text in row.record.parts())
 
 
-def make_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
-    """A byte-level BPE; equal texts give an equal one."""
+def make_tokenizer(
+    texts: Iterable[str], size: int, control: Sequence[str] = (END, BEGIN)
+) -> Tokenizer:
+    """A byte-level BPE; equal texts give an equal one.
+
+    Args:
+        control: tokens that no text has.
+    """
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         show_progress=False,
-        special_tokens=[END, BEGIN],
+        special_tokens=list(control),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     made.train_from_iterator(texts, trainer)

@@ -152,13 +152,7 @@ def train(
     # 1.
     folder.mkdir(parents=True, exist_ok=True)
     data = TrainSet.map(examples)
-    # What cannot be packed is told here, not by a dead worker.
-    next(batches(data, config, seed))
-    if config.lora:
-        lora.attach(student, config.lora, seed)
-    if config.hidden:
-        assert isinstance(data.targets, StateTargets)  # the recipe demands signals `exact`
-        hidden.attach(student, data.targets.states_ME.shape[1], seed)
+    make_ready(student, data, config, seed)
     workers = max(1, min(device.cores(), config.sequences))
     with sharing():
         shared = Shared(student, workers, fast_dtype(student))
@@ -180,6 +174,21 @@ def train(
     hidden.detach(student)
     done.weights[len(done.losses)] = shared.master.sha256()
     return done
+
+
+def make_ready(student: Any, data: TrainSet, config: TrainConfig, seed: int) -> None:
+    """Give the student what it learns with beside its weights; what cannot be packed is told here,
+    not by a dead worker.
+
+    Raises:
+        UsageError: see `train`.
+    """
+    next(batches(data, config, seed))
+    if config.lora:
+        lora.attach(student, config.lora, seed)
+    if config.hidden:
+        assert isinstance(data.targets, StateTargets)  # the recipe demands signals `exact`
+        hidden.attach(student, data.targets.states_ME.shape[1], seed)
 
 
 def record_keys(

@@ -18,9 +18,10 @@ import tiny_teacher as tiny
 from test_across import pair, vocabulary
 
 from overproof.core.sections import EvaluateConfig
+from overproof.release.byte_sums import CROSS
 from overproof.release.conclusion import BELOW, compare
 from overproof.release.figures import Arm, Evaluation, Interval
-from overproof.release.foreign import AGREEMENT, CROSS, KL, evaluate_foreign
+from overproof.release.foreign import AGREEMENT, KL, evaluate_foreign
 from overproof.release.tally import DIFFERENCES
 from overproof.student.across import align
 from overproof.student.common import Common

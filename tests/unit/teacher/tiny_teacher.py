@@ -34,17 +34,21 @@ TEMPLATE = (
 
 @cache
 def tokenizer() -> Tokenizer:
+    return _trained(TEXT, TOKENS, CONTROL)
+
+
+def _trained(texts: Sequence[str], size: int, control: Sequence[str]) -> Tokenizer:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TOKENS,
+        vocab_size=size,
         min_frequency=1,
         show_progress=False,
-        special_tokens=list(CONTROL),
+        special_tokens=list(control),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    made.train_from_iterator(TEXT, trainer)
+    made.train_from_iterator(texts, trainer)
     return made
 
 
@@ -99,18 +103,7 @@ OTHER_TEMPLATE = (
 @cache
 def other_tokenizer(size: int = 420) -> Tokenizer:
     """One that cuts otherwise: it joins digits, knows other words, and has a beginning of text."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=1,
-        show_progress=False,
-        special_tokens=list(OTHER_CONTROL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    made.train_from_iterator(OTHER_TEXT * 3, trainer)
-    return made
+    return _trained(OTHER_TEXT * 3, size, OTHER_CONTROL)
 
 
 def other(size: int = 420, **changes: Any) -> Teacher:
